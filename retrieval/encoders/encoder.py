@@ -1,0 +1,85 @@
+"""The one interface of all sparse encoders, and the function that finds the right one for a folder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from runtime.activations import SparseActivations
+
+Advance = Callable[[int], None]
+
+
+class Vocabulary(ABC):
+    """The terms that an encoder's units stand for."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of units."""
+
+    @abstractmethod
+    def term(self, unit: int) -> str:
+        """The term of one unit, for people to read."""
+
+    @abstractmethod
+    def find(self, terms: Sequence[str]) -> list[int]:
+        """The unit of each term; -1 for a term that is not in the vocabulary."""
+
+
+class SparseEncoder(ABC):
+    """Turns texts into sparse activations over a vocabulary.
+
+    Two encoders with the same `fingerprint` give the same vectors for the same texts; an index keeps the
+    fingerprint of the encoder that filled it and refuses another.
+    """
+
+    family: ClassVar[str]
+    """Name of the family: ``"bm25"``, ``"splade"``, ``"inference_free"``; also kept in saved folders."""
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 over everything that changes the vectors."""
+
+    @abstractmethod
+    def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> SparseActivations:
+        """Encode documents: float32 weights > 0, units ascending and distinct within a row, rows in input order.
+
+        `advance` is called with the number of texts done since the last call.
+        """
+
+    @abstractmethod
+    def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
+        """Encode queries, in the same form as documents."""
+
+    def unknown_terms(self, text: str) -> list[str]:
+        """Terms of a query that the vocabulary cannot express (empty for subword vocabularies)."""
+        return []
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs to restore this encoder into `folder` (created if missing)."""
+
+    @classmethod
+    @abstractmethod
+    def from_folder(cls, folder: Path, **options: Any) -> Self:
+        """Restore what `save` wrote, or read the family's public folder formats."""
+
+    @staticmethod
+    def load(name: str | Path, **options: Any) -> SparseEncoder:
+        """Load an encoder: ``"bm25"`` (untrained), a folder, or a name on the Hugging Face hub.
+
+        Raises:
+            NotFoundError: no such folder, and the hub has no such name or cannot be reached.
+            FormatError: the folder is not an encoder of a known family.
+            UsageError: an option that the family does not have.
+        """
+        from retrieval.encoders.catalogue import load_encoder
+
+        return load_encoder(name, **options)
