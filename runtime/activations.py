@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ else:
     Array = Any
 
 
-def is_tensor(array: Any) -> bool:
+def is_tensor(array: Any) -> TypeGuard[torch.Tensor]:
     """Whether `array` is a torch tensor, without importing torch."""
     return type(array).__module__.partition(".")[0] == "torch"
 
@@ -49,7 +49,8 @@ class SparseActivations:
             raise ValueError("indptr must be a one-dimensional int64 array of num_rows + 1 offsets")
         if self.units.shape != self.weights.shape or self.units.ndim != 1:
             raise ValueError(
-                f"units {tuple(self.units.shape)} and weights {tuple(self.weights.shape)} must be equally long"
+                f"units {tuple(self.units.shape)} and weights {tuple(self.weights.shape)} "
+                "must be one-dimensional and equally long"
             )
         if int(self.indptr[0]) != 0 or int(self.indptr[-1]) != len(self.units):
             raise ValueError(
@@ -76,7 +77,8 @@ class SparseActivations:
     @classmethod
     def empty(cls, num_rows: int, num_units: int) -> SparseActivations:
         """Rows that light up nothing (NumPy, int32 units, float32 weights)."""
-        return cls(np.zeros(num_rows + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32), num_units)
+        indptr = np.zeros(num_rows + 1, np.int64)
+        return cls(indptr, np.zeros(0, np.int32), np.zeros(0, np.float32), num_units)
 
     @classmethod
     def from_rows(

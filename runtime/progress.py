@@ -63,7 +63,9 @@ def _plain(description: str, total: int | None, unit: str) -> Iterator[Advance]:
         elapsed = time.monotonic() - started
         rate = completed / elapsed if elapsed > 0 else 0.0
         of_total = f"/{total:,}" if total is not None else ""
-        print(f"{description}: {completed:,}{of_total} {unit}, {rate:,.0f}/s{end}", file=sys.stderr, flush=True)
+        print(
+            f"{description}: {completed:,}{of_total} {unit}, {rate:,.0f}/s{end}", file=sys.stderr, flush=True
+        )
 
     def advance(done: int) -> None:
         nonlocal completed, last
