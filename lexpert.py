@@ -1,1 +1,68 @@
-def main() -> None: ...
+"""The command line: ``lexpert AREA COMMAND …``; the areas are defined beside their packages."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import evals.cli
+import retrieval.cli
+import serving.cli
+from runtime.errors import LexpertError
+
+app = typer.Typer(
+    name="lexpert",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Learned sparse retrieval and mixture of experts on one sparse-activation runtime.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"lexpert {version('lexpert')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[  # noqa: ARG001 - the callback acts on it
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["LEXPERT_DEBUG"] = "1"
+
+
+app.command("demo")(serving.cli.demo)
+app.add_typer(retrieval.cli.index_app, name="index")
+app.command("search")(retrieval.cli.search)
+app.command("encode")(retrieval.cli.encode)
+app.add_typer(evals.cli.app, name="eval")
+app.command("serve")(serving.cli.serve)
+
+
+def main() -> None:
+    """Run the command line; errors that the caller can mend are one sentence and exit code 1 or 2."""
+    try:
+        app()
+    except LexpertError as error:
+        if os.environ.get("LEXPERT_DEBUG"):
+            raise
+        print(f"lexpert: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of standard output has gone (`lexpert … | head`); that is not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,14 +22,18 @@ def document_text(document: Document) -> str:
 def check_document(document: Any, where: str) -> Document:
     """Return `document` if it has a usable `_id`, `title` and `text`, else raise InputError naming `where`."""
     if not isinstance(document, Mapping):
-        raise InputError(f"{where}: expected a JSON object with _id, title and text, got {type(document).__name__}")
+        raise InputError(
+            f"{where}: expected a JSON object with _id, title and text, got {type(document).__name__}"
+        )
     identifier = document.get("_id")
     if not isinstance(identifier, str) or not identifier:
         raise InputError(f'{where}: the document has no "_id"; give it a non-empty string')
     for key in ("title", "text"):
         value = document.get(key)
         if value is not None and not isinstance(value, str):
-            raise InputError(f'{where}: "{key}" of document {identifier!r} must be a string, got {value!r:.60}')
+            raise InputError(
+                f'{where}: "{key}" of document {identifier!r} must be a string, got {value!r:.60}'
+            )
     return document
 
 
@@ -62,6 +66,13 @@ def read_documents(path: Path) -> Iterator[Document]:
     """Yield the checked documents of a BEIR ``corpus.jsonl``; errors as in `read_jsonl`."""
     for where, value in read_jsonl(path):
         yield check_document(value, where)
+
+
+def read_queries(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ``(_id, text)`` of a BEIR ``queries.jsonl``; errors as in `read_jsonl`."""
+    for where, value in read_jsonl(path):
+        query = check_document(value, where)
+        yield query["_id"], query.get("text") or ""
 
 
 def _why_not_json(line: bytes, error: Exception) -> str:

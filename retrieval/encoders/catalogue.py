@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from retrieval.encoders.encoder import SparseEncoder
@@ -33,9 +35,58 @@ def load_encoder(name: str | Path, **options: Any) -> SparseEncoder:
     if str(name) == "bm25":
         return family_class("bm25")(**options)
     folder = Path(name)
+    source = str(folder.resolve()) if folder.exists() else str(name)
     if not folder.exists():
         folder = download(str(name))
-    return family_class(detect_family(folder)).from_folder(folder, **options)
+    encoder = _follow_reference(folder, options) or family_class(detect_family(folder)).from_folder(
+        folder, **options
+    )
+    encoder.source = encoder.source or source
+    return encoder
+
+
+def write_reference(
+    folder: Path, encoder: SparseEncoder, options: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write a folder that loads as `encoder`, with `options`, for as long as its source stays what it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reference: dict[str, Any] = {
+        "family": encoder.family,
+        "reference": encoder.source,
+        "fingerprint": encoder.fingerprint,
+    }
+    if options:
+        reference["options"] = dict(options)
+    (folder / ENCODER_FILE).write_text(json.dumps(reference, indent=1) + "\n", "utf-8")
+
+
+def _follow_reference(folder: Path, options: dict[str, Any]) -> SparseEncoder | None:
+    own = folder / ENCODER_FILE
+    described = _read_own(own) if own.is_file() else {}
+    if "reference" not in described:
+        return None
+    try:
+        encoder = load_encoder(described["reference"], **(described.get("options", {}) | options))
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{folder} needs the encoder {described['reference']}, which is not there any more; "
+            "give its new place with --encoder"
+        ) from error
+    if encoder.fingerprint != described["fingerprint"]:
+        raise FormatError(
+            f"the encoder {described['reference']} is not the one that {folder} was made with: it has changed since"
+        )
+    return encoder
+
+
+def _read_own(path: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is damaged ({error})") from error
+    if not isinstance(described, dict):
+        raise FormatError(f"{path} is damaged: it does not hold a JSON object")
+    return described
 
 
 def detect_family(folder: Path) -> str:
@@ -46,14 +97,14 @@ def detect_family(folder: Path) -> str:
     """
     own = folder / ENCODER_FILE
     if own.is_file():
-        family = json.loads(own.read_text("utf-8")).get("family")
+        family = _read_own(own).get("family")
         if family not in FAMILIES:
             raise FormatError(f"{own} names the family {family!r}; known are {', '.join(FAMILIES)}")
         return str(family)
-    if (folder / "router_config.json").is_file():
-        return "inference_free"
     if (folder / "modules.json").is_file() or (folder / "config.json").is_file():
-        return "splade"
+        from retrieval.encoders.sentence_transformers_folder import has_query_table
+
+        return "inference_free" if has_query_table(folder) else "splade"
     raise FormatError(
         f"{folder} is not an encoder folder: it has none of {ENCODER_FILE}, modules.json and config.json"
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runtime.activations import SparseActivations
 
@@ -38,6 +41,9 @@ class SparseEncoder(ABC):
     family: ClassVar[str]
     """Name of the family: ``"bm25"``, ``"splade"``, ``"inference_free"``; also kept in saved folders."""
 
+    source: str | None = None
+    """The absolute folder or hub name that the encoder was loaded from; None for one made in memory."""
+
     @property
     @abstractmethod
     def vocabulary(self) -> Vocabulary: ...
@@ -66,6 +72,19 @@ class SparseEncoder(ABC):
     def save(self, folder: Path) -> None:
         """Write what `load` needs to restore this encoder into `folder` (created if missing)."""
 
+    def save_for_search(self, folder: Path) -> None:
+        """Write what encoding queries needs into `folder`, for an index to carry.
+
+        Here that is a reference to where the encoder came from, since most models are far larger than what an
+        index should copy; families that can do better override it.
+        """
+        from retrieval.encoders.catalogue import write_reference
+
+        if self.source is None:
+            self.save(folder)
+        else:
+            write_reference(folder, self)
+
     @classmethod
     @abstractmethod
     def from_folder(cls, folder: Path, **options: Any) -> Self:
@@ -83,3 +102,33 @@ class SparseEncoder(ABC):
         from retrieval.encoders.catalogue import load_encoder
 
         return load_encoder(name, **options)
+
+
+class CountingEncoder(SparseEncoder):
+    """An encoder whose document weights depend on statistics of the whole collection.
+
+    Documents are counted first, then `fit_statistics` is called once with what the counts add up to, then
+    `weigh` turns counts into weights; so a collection is read and analysed only once.
+    """
+
+    @property
+    @abstractmethod
+    def is_fitted(self) -> bool: ...
+
+    @abstractmethod
+    def count_batches(
+        self, batches: Iterable[Sequence[str]], workers: int = 1
+    ) -> Iterator[tuple[SparseActivations, NDArray[np.int64]]]:
+        """Yield counts and document lengths of each batch; terms not met before join the vocabulary."""
+
+    @abstractmethod
+    def fit_statistics(
+        self, document_frequency: NDArray[np.int64], num_documents: int, total_length: int
+    ) -> None:
+        """Take the collection's statistics; `document_frequency` is int64 ``[len(vocabulary)]``."""
+
+    @abstractmethod
+    def weigh(
+        self, units: NDArray[Any], counts: NDArray[np.float32], lengths: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Weights of counts: all float32 ``[nnz]``; `lengths` is that of the document of each count."""

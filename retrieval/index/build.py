@@ -1,0 +1,173 @@
+"""Building the index of a corpus: reused when nothing changed, continued when it was cut short."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from retrieval.corpus import Corpus
+from retrieval.documents import Document
+from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
+from retrieval.index.manifest import MANIFEST_FILE, Manifest, SourceEntry, read_manifest
+from retrieval.index.writer import DEFAULT_MEMORY, STORABLE, CommitReport, IndexWriter
+from runtime.errors import ConflictError
+from runtime.progress import Advance, progress
+
+COMMIT_INTERVAL_S = 300.0
+"""A build that is killed loses at most this much encoding."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        action: "built" from nothing, "continued" an earlier run, or "reused" an index that was complete.
+        documents: live documents in the index now.
+        added: documents read in this run.
+        replaced: of these, how many took the place of an earlier document of the same id.
+        empty: of these, how many light up no unit.
+        seconds: wall-clock time.
+        path: folder of the index.
+    """
+
+    action: Literal["built", "continued", "reused"]
+    documents: int
+    added: int
+    replaced: int
+    empty: int
+    seconds: float
+    path: Path
+
+
+def build_index(
+    out: Path,
+    encoder: SparseEncoder,
+    corpus: Corpus,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    workers: int | None = None,
+    fields: Mapping[str, str] | None = None,
+    store: Sequence[str] = STORABLE,
+    overwrite: bool = False,
+    commit_interval_s: float = COMMIT_INTERVAL_S,
+) -> BuildReport:
+    """Index a corpus into the folder `out`.
+
+    A complete index of the same corpus, encoder, fields and store is left as it is. A run that was cut short is
+    continued after its last commit; where there is none (an encoder that has to see the whole collection before
+    its first weight, or a run cut short early) it starts over.
+
+    Raises:
+        ConflictError: `out` holds something else, or is being written; `overwrite` replaces the former.
+    """
+    started = time.monotonic()
+    corpus_checksum, encoder_fingerprint = corpus.checksum(), encoder.fingerprint
+    fields, store = dict(fields or {}), list(store)
+    previous = read_manifest(out) if (out / MANIFEST_FILE).exists() and not overwrite else None
+    consumed = 0
+    if previous is not None:
+        _check_same(out, previous, corpus, corpus_checksum, encoder_fingerprint, fields, store)
+        assert previous.source is not None  # _check_same refuses an index without
+        if previous.source.complete:
+            return BuildReport("reused", previous.num_documents, 0, 0, 0, time.monotonic() - started, out)
+        consumed = previous.source.consumed
+        print(f"{out}: continuing after document {consumed:,} of the earlier run", file=sys.stderr)
+        writer = IndexWriter.open(out, encoder=encoder, memory=memory, workers=workers)
+    else:
+        if out.is_dir() and any(out.iterdir()) and not overwrite:
+            print(f"{out}: an earlier run had committed nothing; starting over", file=sys.stderr)
+        writer = IndexWriter.create(
+            out,
+            encoder=encoder,
+            fields=fields,
+            store=store,
+            memory=memory,
+            workers=workers,
+            overwrite=overwrite,
+        )
+    with writer:
+        build = _Build(writer, corpus_checksum, encoder_fingerprint, consumed, commit_interval_s)
+        with progress("indexing", _remaining(corpus, consumed)) as advance:
+            build.run(islice(iter(corpus), consumed, None), advance)
+    return BuildReport(
+        "continued" if previous else "built",
+        read_manifest(out).num_documents,
+        sum(report.added for report in build.reports),
+        sum(report.replaced for report in build.reports),
+        sum(report.empty for report in build.reports),
+        time.monotonic() - started,
+        out,
+    )
+
+
+class _Build:
+    """One run of a build: adds documents and commits from time to time."""
+
+    def __init__(
+        self, writer: IndexWriter, corpus: str, encoder: str, consumed: int, commit_interval_s: float
+    ) -> None:
+        self.writer = writer
+        self.corpus = corpus
+        self.encoder = encoder
+        self.consumed = consumed
+        self.commit_interval_s = commit_interval_s
+        self.reports: list[CommitReport] = []
+
+    def run(self, documents: Iterator[Document], advance: Advance) -> None:
+        encoder = self.writer.encoder
+        # A first commit would fit a counting encoder, so that has to wait for the whole collection.
+        commits_early = not isinstance(encoder, CountingEncoder) or encoder.is_fitted
+        committed_at = time.monotonic()
+
+        def taken(documents: int) -> None:
+            nonlocal committed_at
+            self.consumed += documents
+            advance(documents)
+            if commits_early and time.monotonic() - committed_at >= self.commit_interval_s:
+                self._commit(complete=False)
+                committed_at = time.monotonic()
+
+        self.writer.add(documents, taken)
+        self._commit(complete=True)
+
+    def _commit(self, complete: bool) -> None:
+        source = SourceEntry(
+            corpus=self.corpus, encoder=self.encoder, consumed=self.consumed, complete=complete
+        )
+        self.reports.append(self.writer.commit(source))
+
+
+def _remaining(corpus: Corpus, consumed: int) -> int | None:
+    return None if corpus.num_documents is None else corpus.num_documents - consumed
+
+
+def _check_same(
+    out: Path,
+    previous: Manifest,
+    corpus: Corpus,
+    corpus_checksum: str,
+    encoder_fingerprint: str,
+    fields: Mapping[str, str],
+    store: Sequence[str],
+) -> None:
+    """Raise ConflictError unless `previous` came from the same build."""
+    source = previous.source
+    if source is None:
+        difference = "was changed or filled by hand"
+    elif source.corpus != corpus_checksum:
+        difference = f"is of another corpus than {corpus.name}, or that has changed since"
+    elif encoder_fingerprint not in (source.encoder, previous.encoder.fingerprint):
+        difference = f"was built with another encoder ({previous.encoder.family})"
+    elif dict(previous.fields) != dict(fields):
+        difference = f"has other fields ({', '.join(previous.fields) or 'none'})"
+    elif previous.store != list(store):
+        difference = f"stores {', '.join(previous.store) or 'nothing'}"
+    else:
+        return
+    raise ConflictError(f"the index {out} {difference}; give another folder, or --overwrite to replace it")

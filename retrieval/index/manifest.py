@@ -1,0 +1,147 @@
+"""The manifest: the one file that says what an index consists of; replacing it is a commit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from retrieval.index.arrays import ArrayFile, disk_errors, sync_folder
+from runtime.errors import FormatError, NotFoundError
+
+FORMAT = "lexpert-index"
+VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+FieldKind = Literal["int", "float", "keyword"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderEntry(_Entry):
+    """The encoder that filled the index, and the folder that holds what queries need of it."""
+
+    family: str
+    fingerprint: str
+    folder: str
+    files: dict[str, ArrayFile]
+
+
+class DeletesEntry(_Entry):
+    """Which documents of a segment are deleted: a packed bitmap."""
+
+    name: str
+    documents: int
+    file: ArrayFile
+
+
+class SegmentEntry(_Entry):
+    """One immutable folder of arrays."""
+
+    name: str
+    documents: int
+    postings: int
+    files: dict[str, ArrayFile]
+    deletes: DeletesEntry | None = None
+
+    @property
+    def live(self) -> int:
+        """Documents that are not deleted."""
+        return self.documents - (self.deletes.documents if self.deletes else 0)
+
+
+class SourceEntry(_Entry):
+    """What a build read, so that the same command can go on from here, or see that nothing is left to do."""
+
+    corpus: str
+    encoder: str
+    consumed: int
+    complete: bool
+
+
+class Manifest(_Entry):
+    """Everything that a reader has to know; `generation` grows by one with every commit."""
+
+    format: Literal["lexpert-index"] = FORMAT
+    version: Literal[1] = VERSION
+    generation: int
+    num_units: int
+    encoder: EncoderEntry
+    fields: dict[str, FieldKind]
+    store: list[str]
+    segments: list[SegmentEntry]
+    source: SourceEntry | None = None
+
+    @property
+    def num_documents(self) -> int:
+        return sum(segment.live for segment in self.segments)
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return orjson.dumps(
+        content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+    )
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return f"sha256:{hashlib.sha256(_canonical(content)).hexdigest()}"
+
+
+def write_manifest(index: Path, manifest: Manifest) -> None:
+    """Replace the manifest atomically and durably."""
+    content = manifest.model_dump()
+    content["checksum"] = _checksum(content)
+    temporary = index / f"{MANIFEST_FILE}.tmp"
+    with disk_errors(temporary):
+        with temporary.open("wb") as file:
+            file.write(_canonical(content))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, index / MANIFEST_FILE)
+        sync_folder(index)
+
+
+def read_manifest(index: Path) -> Manifest:
+    """Read and check the manifest of an index.
+
+    Raises:
+        NotFoundError: there is no index in the folder, or nothing was committed to it yet.
+        FormatError: another format, an unknown version, or any byte that differs from what was written.
+    """
+    path = index / MANIFEST_FILE
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(_nothing_there(index)) from None
+    damaged = f"{path} is damaged; restore it from a copy or build the index again"
+    try:
+        content = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        raise FormatError(damaged) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise FormatError(f"{path} is not the manifest of a lexpert index")
+    if content.get("version") != VERSION:
+        raise FormatError(
+            f"{index} has index format version {content.get('version')}, but this lexpert reads version {VERSION}; "
+            "build the index again, or open it with the lexpert that wrote it"
+        )
+    # Comparing with the canonical bytes as well catches damage that JSON would read over, such as white space.
+    checksum = content.pop("checksum", None)
+    if checksum != _checksum(content) or _canonical({**content, "checksum": checksum}) != data:
+        raise FormatError(damaged)
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise FormatError(f"{path} is not understood ({error.errors()[0]['msg']})") from error
+
+
+def _nothing_there(index: Path) -> str:
+    if not index.exists():
+        return f"there is no index {index}; build one with: lexpert index build --encoder bm25 --corpus … --out {index}"
+    return f"{index} holds no committed index (no {MANIFEST_FILE}); run the build that was to fill it again"

@@ -1,0 +1,205 @@
+"""A segment: an immutable run of documents with their postings, stored text and fields, memory-mapped.
+
+Postings lie in windows of up to 65,536 consecutive documents, so that a document's number inside its window
+fits 16 bits and the window's scores fit a core's second-level cache. Within a window they are sorted by unit,
+then by document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from retrieval.index.arrays import map_array
+from retrieval.index.fields import FieldColumn
+from retrieval.index.manifest import DeletesEntry, FieldKind, SegmentEntry
+from retrieval.index.string_table import StringTable
+from runtime.activations import SparseActivations
+
+WINDOW_DOCUMENTS = 1 << 16
+
+SEGMENTS_FOLDER = "segments"
+DELETES_FOLDER = "deletes"
+
+
+class Segment:
+    """One segment, open for reading.
+
+    Attributes:
+        ids: document ids by row.
+        window_terms: int64 ``[windows + 1]``, each window's range in `term_units`.
+        window_postings: int64 ``[windows + 1]``, each window's range in the postings.
+        term_units: uint32, the units of a window, ascending.
+        term_starts: uint32, the first posting of each, from the start of the window's postings.
+        posting_rows: uint16 ``[postings]``, document numbers inside the window.
+        posting_impacts: float32 ``[postings]``, > 0.
+    """
+
+    def __init__(self, index: Path, entry: SegmentEntry, fields: dict[str, FieldKind], stored: bool) -> None:
+        folder = index / SEGMENTS_FOLDER / entry.name
+        files = entry.files
+        self.entry = entry
+        self.num_documents = entry.documents
+        self.ids = StringTable.open(folder, "ids", files)
+        self.window_terms: NDArray[np.int64] = map_array(
+            folder / "window.terms", np.int64, files["window.terms"]
+        )
+        self.window_postings: NDArray[np.int64] = map_array(
+            folder / "window.postings", np.int64, files["window.postings"]
+        )
+        self.term_units: NDArray[np.uint32] = map_array(folder / "term.units", np.uint32, files["term.units"])
+        self.term_starts: NDArray[np.uint32] = map_array(
+            folder / "term.starts", np.uint32, files["term.starts"]
+        )
+        self.posting_rows: NDArray[np.uint16] = map_array(
+            folder / "posting.rows", np.uint16, files["posting.rows"]
+        )
+        self.posting_impacts: NDArray[np.float32] = map_array(
+            folder / "posting.impacts", np.float32, files["posting.impacts"]
+        )
+        self.fields = {name: FieldColumn.open(folder, name, kind, files) for name, kind in fields.items()}
+        self._stored = (
+            (
+                map_array(folder / "stored.data", np.uint8, files["stored.data"]),
+                map_array(folder / "stored.offsets", np.int64, files["stored.offsets"]),
+            )
+            if stored
+            else None
+        )
+        self._packed_deletes = _map_deletes(index, entry.deletes)
+
+    @property
+    def num_windows(self) -> int:
+        return len(self.window_terms) - 1
+
+    @cached_property
+    def deleted(self) -> NDArray[np.bool_]:
+        """bool ``[documents]``; unpacked on first use."""
+        if self._packed_deletes is None:
+            return np.zeros(self.num_documents, np.bool_)
+        return np.unpackbits(self._packed_deletes, count=self.num_documents).view(np.bool_)
+
+    @property
+    def has_deletes(self) -> bool:
+        return self._packed_deletes is not None
+
+    def find(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The row of each id, -1 where this segment has no live document of that id."""
+        return self.live_rows(self.ids.find(ids))
+
+    def live_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`rows` with -1 in place of deleted ones."""
+        if not self.has_deletes:
+            return rows
+        return np.where((rows >= 0) & ~self.deleted[rows], rows, -1)
+
+    def document(self, row: int) -> dict[str, Any]:
+        """What is stored of a document: its id, title and text as far as they are kept, and its fields."""
+        document: dict[str, Any] = {"_id": self.ids[row]}
+        if self._stored is not None:
+            data, offsets = self._stored
+            document |= orjson.loads(data[offsets[row] : offsets[row + 1]].tobytes())
+        for name, column in self.fields.items():
+            value = column.value(row)
+            if value is not None:
+                document[name] = value
+        return document
+
+    def stored_bytes(self, start: int, end: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+        """Stored documents of a run of rows, and their offsets from 0."""
+        if self._stored is None:
+            return None
+        data, offsets = self._stored
+        return data[offsets[start] : offsets[end]], offsets[start : end + 1] - offsets[start]
+
+    def window_rows(self, window: int, num_units: int) -> SparseActivations:
+        """The documents of one window as rows: units ascending; weights are impacts."""
+        documents = min(WINDOW_DOCUMENTS, self.num_documents - window * WINDOW_DOCUMENTS)
+        indptr, units, impacts = _transpose_window(*self._window(window), documents)
+        return SparseActivations(indptr, units, impacts, num_units)
+
+    def row(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The units (ascending) and impacts of one document."""
+        window, local = divmod(row, WINDOW_DOCUMENTS)
+        units, impacts = _document_postings(*self._window(window), local)
+        return units, impacts
+
+    def _window(self, window: int) -> tuple[NDArray[Any], ...]:
+        terms = slice(self.window_terms[window], self.window_terms[window + 1])
+        postings = slice(self.window_postings[window], self.window_postings[window + 1])
+        return (
+            self.term_units[terms],
+            self.term_starts[terms],
+            self.posting_rows[postings],
+            self.posting_impacts[postings],
+        )
+
+
+def _map_deletes(index: Path, entry: DeletesEntry | None) -> NDArray[np.uint8] | None:
+    if entry is None:
+        return None
+    packed: NDArray[np.uint8] = map_array(index / DELETES_FOLDER / entry.name, np.uint8, entry.file)
+    return packed
+
+
+@numba.njit(nogil=True, cache=True)
+def _transpose_window(
+    term_units: NDArray[np.uint32],
+    term_starts: NDArray[np.uint32],
+    rows: NDArray[np.uint16],
+    impacts: NDArray[np.float32],
+    documents: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """A window's postings turned back into document rows, by counting sort."""
+    indptr = np.zeros(documents + 1, np.int64)
+    for posting in range(len(rows)):
+        indptr[rows[posting] + 1] += 1
+    for document in range(documents):
+        indptr[document + 1] += indptr[document]
+    place = indptr[:-1].copy()
+    units = np.empty(len(rows), np.int32)
+    weights = np.empty(len(rows), np.float32)
+    for term in range(len(term_units)):
+        end = term_starts[term + 1] if term + 1 < len(term_units) else len(rows)
+        for posting in range(term_starts[term], end):
+            row = rows[posting]
+            units[place[row]] = term_units[term]
+            weights[place[row]] = impacts[posting]
+            place[row] += 1
+    return indptr, units, weights
+
+
+@numba.njit(nogil=True, cache=True)
+def _document_postings(
+    term_units: NDArray[np.uint32],
+    term_starts: NDArray[np.uint32],
+    rows: NDArray[np.uint16],
+    impacts: NDArray[np.float32],
+    local: int,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The postings of one document in its window: a binary search in every list."""
+    units = np.empty(len(term_units), np.int32)
+    weights = np.empty(len(term_units), np.float32)
+    found = 0
+    for term in range(len(term_units)):
+        low = np.int64(term_starts[term])
+        end = np.int64(term_starts[term + 1]) if term + 1 < len(term_units) else np.int64(len(rows))
+        high = end
+        while low < high:
+            middle = (low + high) // 2
+            if rows[middle] < local:
+                low = middle + 1
+            else:
+                high = middle
+        if low < end and rows[low] == local:
+            units[found] = term_units[term]
+            weights[found] = impacts[low]
+            found += 1
+    return units[:found].copy(), weights[:found].copy()

@@ -1,0 +1,280 @@
+"""A sparse index, open for searching: a snapshot of one commit, memory-mapped, shared by processes."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.encoders.encoder import SparseEncoder
+from retrieval.index.arrays import verify_file
+from retrieval.index.manifest import Manifest, read_manifest
+from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER, Segment
+from retrieval.index.stored_encoder import open_encoder
+from retrieval.index.writer import check_vectors
+from retrieval.search.exhaustive import best_first, search_run, split_windows
+from retrieval.search.explain import Explanation, explain_score
+from retrieval.search.filters import Filter, check_filter, matching
+from retrieval.search.hits import Hits
+from runtime.activations import SparseActivations
+from runtime.cores import available_cores
+from runtime.errors import FormatError, NotFoundError, UsageError
+
+OPEN_ATTEMPTS = 10
+"""A writer may replace the commit between reading its manifest and mapping its files; then take the new one."""
+
+SPLIT_POSTINGS = 1 << 22
+"""One query is split over threads when the index has more postings than this; below, starting costs more."""
+
+
+class SparseIndex:
+    """Searches one commit of an index; a writer's later commits do not change it (`open` again to see them).
+
+    May be shared by threads. Opening maps files and takes no longer for a larger index.
+    """
+
+    def __init__(
+        self, path: Path, manifest: Manifest, segments: list[Segment], encoder: SparseEncoder
+    ) -> None:
+        """Not for callers: use `open`."""
+        self.path = path
+        self.manifest = manifest
+        self.encoder = encoder
+        self._segments = segments
+        self._first_rows = list(accumulate((segment.num_documents for segment in segments), initial=0))[:-1]
+        self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="search")
+
+    @classmethod
+    def open(cls, path: str | Path, *, encoder: SparseEncoder | None = None) -> Self:
+        """Open the last commit.
+
+        Args:
+            path: folder of the index.
+            encoder: for queries, instead of loading the one that the index names; must have its fingerprint.
+
+        Raises:
+            NotFoundError: no index there.
+            FormatError: it is damaged, or of an unknown version.
+            ConflictError: `encoder` is another than the one that filled the index.
+        """
+        path = Path(path)
+        for _ in range(OPEN_ATTEMPTS):
+            manifest = read_manifest(path)
+            try:
+                segments = [
+                    Segment(path, entry, manifest.fields, bool(manifest.store)) for entry in manifest.segments
+                ]
+                return cls(path, manifest, segments, open_encoder(path, manifest.encoder, encoder))
+            except (FileNotFoundError, FormatError) as error:
+                if read_manifest(path).generation == manifest.generation:
+                    if isinstance(error, FormatError):
+                        raise
+                    raise FormatError(
+                        f"{error.filename} is missing; restore it from a copy or build the index again"
+                    ) from error
+        raise NotFoundError(f"{path} is replaced faster than it can be opened; try again")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the search threads; the maps go with the last reference to them."""
+        self._threads.shutdown()
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that are not deleted."""
+        return self.manifest.num_documents
+
+    @property
+    def generation(self) -> int:
+        """Number of the commit."""
+        return self.manifest.generation
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Kinds of the fields that filters can use."""
+        return dict(self.manifest.fields)
+
+    # Searching
+
+    def search(
+        self,
+        queries: Sequence[str] | SparseActivations,
+        k: int = 10,
+        *,
+        filter: Filter | None = None,
+        threads: int | None = None,
+    ) -> Hits:
+        """The `k` best documents of every query, exactly.
+
+        Args:
+            queries: texts, or vectors over the encoder's units (weights ≥ 0).
+            k: results wanted for each query, ≥ 1; as many as there are documents if you like.
+            filter: only documents that fulfil it are ranked; see `retrieval.search.filters`.
+            threads: at most so many at once; default: one a core.
+
+        Raises:
+            UsageError: k < 1, a bad filter, or a single string in place of a sequence of them.
+            InputError: vectors with negative or infinite weights, or with units that there are not.
+        """
+        if isinstance(queries, str):
+            raise UsageError("queries must be a sequence of strings; for one query give a list of one")
+        if k < 1:
+            raise UsageError(f"k is {k}, but must be at least 1")
+        threads = available_cores() if threads is None else threads
+        if threads < 1:
+            raise UsageError(f"threads is {threads}, but must be at least 1")
+        if isinstance(queries, SparseActivations):
+            vectors = check_vectors(queries.numpy(), max(self.manifest.num_units, 1))
+            unknown: list[list[str]] = [[] for _ in range(len(vectors))]
+        else:
+            vectors = self.encoder.encode_queries(queries)
+            unknown = [self.encoder.unknown_terms(query) for query in queries]
+        allowed = self._allowed(filter)
+        found = self._search_vectors(vectors, k, allowed, threads)
+        return Hits(
+            ids=[[self._id(row) for row in rows.tolist()] for _, rows in found],
+            scores=[scores for scores, _ in found],
+            unknown_terms=unknown,
+        )
+
+    def _search_vectors(
+        self, vectors: SparseActivations, k: int, allowed: dict[int, NDArray[np.bool_]], threads: int
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        postings = sum(segment.entry.postings for segment in self._segments)
+        split = threads if len(vectors) < threads and postings > SPLIT_POSTINGS else 1
+
+        def search(row: int, runs: int) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+            units, weights = (
+                vectors.units[start[row] : start[row + 1]],
+                vectors.weights[start[row] : start[row + 1]],
+            )
+            parts = split_windows(self._segments, self._first_rows, runs)
+            if runs == 1:
+                return [search_run(part, allowed, units, weights, k) for part in parts]
+            return list(self._threads.map(lambda part: search_run(part, allowed, units, weights, k), parts))
+
+        start = vectors.indptr.tolist()
+        rows = range(len(vectors))
+        if split > 1 or threads == 1 or len(vectors) == 1:
+            return [best_first(search(row, split), k) for row in rows]
+        chunks = [
+            rows[first : first + max(1, len(rows) // (4 * threads))] for first in _starts(len(rows), threads)
+        ]
+        done = self._threads.map(lambda chunk: [best_first(search(row, 1), k) for row in chunk], chunks)
+        return [result for chunk in done for result in chunk]
+
+    def _allowed(self, condition: Filter | None) -> dict[int, NDArray[np.bool_]]:
+        """Documents that may be results, by first row of their segment; segments without limits are left out."""
+        allowed = {}
+        if condition is not None:
+            check_filter(condition, self.manifest.fields)
+        for first_row, segment in zip(self._first_rows, self._segments, strict=True):
+            if condition is not None:
+                allowed[first_row] = (
+                    matching(condition, segment.fields, segment.num_documents) & ~segment.deleted
+                )
+            elif segment.has_deletes:
+                allowed[first_row] = ~segment.deleted
+        return allowed
+
+    # Documents
+
+    def _id(self, row: int) -> str:
+        place = bisect.bisect_right(self._first_rows, row) - 1
+        return str(self._segments[place].ids[row - self._first_rows[place]])
+
+    def _find(self, document_id: str) -> tuple[Segment, int] | None:
+        for segment in reversed(self._segments):
+            row = int(segment.find([document_id])[0])
+            if row >= 0:
+                return segment, row
+        return None
+
+    def document(self, document_id: str) -> dict[str, Any] | None:
+        """What is stored of a document: ``_id``, title and text as far as they are kept, fields; None if unknown."""
+        found = self._find(document_id)
+        return found[0].document(found[1]) if found else None
+
+    def explain(self, query: str | SparseActivations, document_id: str) -> Explanation:
+        """Take apart the score of a document for one query, given as text or as a batch of one vector.
+
+        Raises:
+            NotFoundError: no such document.
+        """
+        found = self._find(document_id)
+        if found is None:
+            raise NotFoundError(f"{self.path} has no document {document_id!r}")
+        if isinstance(query, SparseActivations):
+            vectors, unknown = check_vectors(query.numpy(), max(self.manifest.num_units, 1)), []
+        else:
+            vectors, unknown = self.encoder.encode_queries([query]), self.encoder.unknown_terms(query)
+        row = found[0].row(found[1])
+        return explain_score(
+            document_id, (vectors.units, vectors.weights), row, self.encoder.vocabulary, unknown
+        )
+
+    # Looking after
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and sizes: documents, deleted ones, segments, postings, units, bytes on disk, encoder."""
+        manifest = self.manifest
+        files = [file for entry in manifest.segments for file in entry.files.values()]
+        files += [entry.deletes.file for entry in manifest.segments if entry.deletes]
+        files += manifest.encoder.files.values()
+        postings = sum(entry.postings for entry in manifest.segments)
+        rows = sum(entry.documents for entry in manifest.segments)
+        return {
+            "path": str(self.path),
+            "generation": manifest.generation,
+            "documents": manifest.num_documents,
+            "deleted": rows - manifest.num_documents,
+            "segments": len(manifest.segments),
+            "postings": postings,
+            "units": manifest.num_units,
+            "units_per_document": postings / rows if rows else 0.0,
+            "bytes": sum(file.bytes for file in files),
+            "bytes_per_posting": sum(file.bytes for file in files) / postings if postings else 0.0,
+            "fields": dict(manifest.fields),
+            "store": manifest.store,
+            "encoder": manifest.encoder.family,
+            "fingerprint": manifest.encoder.fingerprint,
+            "complete": manifest.source.complete if manifest.source else True,
+        }
+
+    def verify(self) -> int:
+        """Read every file of the commit and compare it with its checksum; returns the bytes read.
+
+        Raises:
+            FormatError: the first file that is missing or differs in any byte.
+        """
+        checked = 0
+        folder = self.path / self.manifest.encoder.folder
+        for name, expected in self.manifest.encoder.files.items():
+            verify_file(folder / name, expected)
+            checked += expected.bytes
+        for entry in self.manifest.segments:
+            for name, expected in entry.files.items():
+                verify_file(self.path / SEGMENTS_FOLDER / entry.name / name, expected)
+                checked += expected.bytes
+            if entry.deletes:
+                verify_file(self.path / DELETES_FOLDER / entry.deletes.name, entry.deletes.file)
+                checked += entry.deletes.file.bytes
+        return checked
+
+
+def _starts(rows: int, threads: int) -> range:
+    return range(0, rows, max(1, rows // (4 * threads)))

@@ -1,0 +1,487 @@
+"""The index writer: documents in, committed segments out, in bounded memory, safe against being killed."""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.documents import Document, check_document, document_text
+from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
+from retrieval.index.arrays import sync_folder
+from retrieval.index.buffer import DocumentBuffer
+from retrieval.index.fields import check_fields
+from retrieval.index.lock import LOCK_FILE, WriterLock
+from retrieval.index.manifest import (
+    MANIFEST_FILE,
+    EncoderEntry,
+    FieldKind,
+    Manifest,
+    SourceEntry,
+    read_manifest,
+    write_manifest,
+)
+from retrieval.index.merge import merge_segments
+from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER, Segment
+from retrieval.index.segment_writer import SegmentWriter
+from retrieval.index.statistics import CountedSegment, collection_statistics, weigh_segment
+from retrieval.index.stored_encoder import ENCODER_FOLDER, open_encoder, store_encoder
+from retrieval.index.writer_segment import WriterSegment
+from runtime.activations import SparseActivations
+from runtime.batches import batched
+from runtime.cores import available_cores
+from runtime.errors import ConflictError, InputError, UsageError
+
+DEFAULT_MEMORY = 1 << 30
+MINIMUM_MEMORY = 512 << 20
+OVERHEAD_BYTES = 384 << 20
+"""What is needed beside the buffer: interpreter, libraries, and the temporaries of inverting one window."""
+COPIES = 3.5
+"""Buffers alive at once: one filling, one being inverted, and the copies made on the way."""
+
+STORABLE = ("title", "text")
+BATCH_DOCUMENTS = 2048
+
+Batch = tuple[Sequence[Document], SparseActivations, NDArray[np.int64] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitReport:
+    """What became of the documents since the commit before.
+
+    Attributes:
+        generation: number of the commit.
+        added: documents taken in.
+        replaced: documents that gave way to a later one of the same id, in the index or among those added.
+        deleted: documents deleted by id.
+        empty: added documents that light up no unit; they are kept, but no query finds them.
+    """
+
+    generation: int
+    added: int = 0
+    replaced: int = 0
+    deleted: int = 0
+    empty: int = 0
+
+
+class IndexWriter:
+    """Adds, replaces and deletes documents; nothing is visible or lasting before `commit`.
+
+    Use it as a context manager: leaving it commits, leaving it by an exception gives up what was not
+    committed. One writer per index at a time, across processes; readers are never in the way.
+
+    Documents are ``{"_id", "title", "text", …}``; an id that is there already is replaced.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        lock: WriterLock,
+        encoder: SparseEncoder,
+        committed: Manifest | None,
+        fields: Mapping[str, FieldKind],
+        store: Sequence[str],
+        memory: int,
+        workers: int,
+    ) -> None:
+        """Not for callers: use `create` or `open`."""
+        self.path = path
+        self.encoder = encoder
+        self.fields = dict(fields)
+        self.store = list(store)
+        self._lock = lock
+        self._workers = workers
+        self._buffer_bytes = int((memory - OVERHEAD_BYTES) / COPIES)
+        self._generation = committed.generation if committed else 0
+        self._source = committed.source if committed else None
+        self._is_new = committed is None
+        self._stored_encoder: tuple[EncoderEntry, int] | None = (
+            (committed.encoder, committed.num_units) if committed else None
+        )
+        self._segments = [WriterSegment(path, entry) for entry in committed.segments] if committed else []
+        self._buffer = DocumentBuffer(self.fields, self.store)
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="segment")
+        self._building: tuple[Future[WriterSegment], list[str]] | None = None
+        self._segment_number = 0
+        self._report = CommitReport(self._generation)
+
+    # Opening and closing
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        encoder: SparseEncoder,
+        fields: Mapping[str, str] | None = None,
+        store: Sequence[str] = STORABLE,
+        memory: int = DEFAULT_MEMORY,
+        workers: int | None = None,
+        overwrite: bool = False,
+    ) -> Self:
+        """Start a new index.
+
+        Args:
+            path: folder of the index; created if missing.
+            encoder: turns documents into vectors. A counting encoder (BM25) that is not fitted yet takes its
+                statistics from what is added before the first commit.
+            fields: ``{name: "int" | "float" | "keyword"}`` of document keys to keep for filters.
+            store: which of title and text to keep for answers.
+            memory: bytes that the process should stay within, whatever the size of the collection (the
+                vocabulary of a counting encoder and the weights of a model come on top).
+            workers: processes that analyse text; default: one a core.
+            overwrite: replace an index that is there; it stays readable until the first commit.
+
+        Raises:
+            ConflictError: the folder holds an index or other files, or another process writes to it.
+            UsageError: a bad field, store or memory setting.
+        """
+        path = Path(path)
+        declared = check_fields(fields or {})
+        _check_options(store, memory, workers)
+        _check_folder(path, overwrite)
+        lock = WriterLock(path)
+        try:
+            previous = read_manifest(path) if (path / MANIFEST_FILE).exists() else None
+            writer = cls(path, lock, encoder, None, declared, store, memory, workers or available_cores())
+            writer._generation = previous.generation if previous else 0
+            writer._collect_garbage(previous)
+        except BaseException:
+            lock.release()
+            raise
+        return writer
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        encoder: SparseEncoder | None = None,
+        memory: int = DEFAULT_MEMORY,
+        workers: int | None = None,
+    ) -> Self:
+        """Open an index to change it.
+
+        Raises:
+            NotFoundError: there is no index.
+            ConflictError: another process writes to it, or `encoder` is not the one that filled it.
+            FormatError: it is damaged or of an unknown version.
+        """
+        path = Path(path)
+        _check_options((), memory, workers)
+        read_manifest(path)  # says what is wrong with the folder before a lock file is made in it
+        lock = WriterLock(path)
+        try:
+            committed = read_manifest(path)
+            opened = open_encoder(path, committed.encoder, encoder)
+            writer = cls(
+                path,
+                lock,
+                opened,
+                committed,
+                committed.fields,
+                committed.store,
+                memory,
+                workers or available_cores(),
+            )
+            writer._collect_garbage(committed)
+        except BaseException:
+            lock.release()
+            raise
+        return writer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self.has_changes:
+                self.commit()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give up what was not committed and let other writers in."""
+        self._builder.shutdown(wait=True)
+        self._lock.release()
+
+    # Changing
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether there is anything to commit (a new index always has)."""
+        untouched = CommitReport(self._report.generation)
+        return self._is_new or self._report != untouched
+
+    @property
+    def num_segments(self) -> int:
+        """Segments that the last commit, and what was written since, consist of."""
+        return len(self._segments)
+
+    def add(self, documents: Iterable[Document], advance: Callable[[int], None] | None = None) -> None:
+        """Encode and add documents; an id that is there already is replaced.
+
+        Args:
+            documents: read once; memory does not depend on how many there are.
+            advance: called with the number of documents done since the last call.
+
+        Raises:
+            InputError: a document without a usable `_id`, or a value that its field cannot hold.
+        """
+        checked = (
+            check_document(document, f"document {number}") for number, document in enumerate(documents, 1)
+        )
+        for batch, activations, lengths in self._encoded(checked):
+            self._take(batch, activations, lengths)
+            if advance:
+                advance(len(batch))
+
+    def add_vectors(
+        self, ids: Sequence[str], activations: SparseActivations, documents: Sequence[Document] | None = None
+    ) -> None:
+        """Add documents whose vectors are known.
+
+        Args:
+            ids: one a row.
+            activations: ``[len(ids), units of the encoder]``; repeated units are added up, zeros dropped.
+            documents: what to store and filter by, one a row; None for nothing.
+
+        Raises:
+            InputError: weights that are negative or not finite, units beyond the vocabulary, unequal lengths.
+        """
+        if len(ids) != activations.num_rows or (documents is not None and len(documents) != len(ids)):
+            raise InputError(
+                f"{len(ids)} ids, {activations.num_rows} vectors and "
+                f"{'no' if documents is None else len(documents)} documents do not go together"
+            )
+        if isinstance(self.encoder, CountingEncoder) and not self.encoder.is_fitted:
+            raise UsageError("vectors cannot be added to an index whose encoder is not fitted yet")
+        rows = check_vectors(activations, max(len(self.encoder.vocabulary), 1))
+        for start in range(0, len(ids), BATCH_DOCUMENTS):
+            end = min(start + BATCH_DOCUMENTS, len(ids))
+            batch = [
+                check_document({**(documents[row] if documents else {}), "_id": ids[row]}, f"row {row}")
+                for row in range(start, end)
+            ]
+            self._take(batch, rows[start:end], None)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete documents by id and return how many were there."""
+        wanted = list(dict.fromkeys(ids))
+        deleted = sum(self._buffer.discard(identifier) for identifier in wanted)
+        self._finish_building()
+        deleted += sum(segment.delete(wanted) for segment in self._segments)
+        self._report = replace(self._report, deleted=self._report.deleted + deleted)
+        return deleted
+
+    def commit(self, source: SourceEntry | None = None) -> CommitReport:
+        """Make everything since the last commit durable and visible, all at once.
+
+        Args:
+            source: what a build has read up to here; kept in the manifest.
+        """
+        self._flush()
+        self._finish_building()
+        self._weigh_counted()
+        generation = self._generation + 1
+        for segment in self._segments:
+            segment.write_deletes(self.path, generation)
+        segments = [segment for segment in self._segments if segment.live]
+        if source is not None:
+            self._source = source
+        elif self._source is not None:
+            # Changed by hand since: no longer what a build of that corpus would give.
+            self._source = None
+        self._publish(generation, segments)
+        report, self._report = replace(self._report, generation=generation), CommitReport(generation)
+        return report
+
+    def merge(self) -> CommitReport:
+        """Commit, then rewrite all segments as one, without deleted documents. Results stay the same."""
+        report = self.commit() if self.has_changes else CommitReport(self._generation)
+        if len(self._segments) > 1 or any(segment.deleted.any() for segment in self._segments):
+            opened = [
+                Segment(self.path, segment.entry, self.fields, bool(self.store)) for segment in self._segments
+            ]
+            entry = merge_segments(
+                self.path, self._next_segment_name(), opened, self.fields, len(self.encoder.vocabulary)
+            )
+            self._publish(self._generation + 1, [WriterSegment(self.path, entry)])
+        return replace(report, generation=self._generation)
+
+    # Inside
+
+    def _encoded(self, documents: Iterator[Document]) -> Iterator[Batch]:
+        waiting: deque[list[Document]] = deque()
+
+        def texts() -> Iterator[list[str]]:
+            for batch in batched(documents, BATCH_DOCUMENTS):
+                waiting.append(batch)
+                yield [document_text(document) for document in batch]
+
+        encoder = self.encoder
+        if not isinstance(encoder, CountingEncoder):
+            for batch_texts in texts():
+                yield waiting.popleft(), encoder.encode_documents(batch_texts), None
+            return
+        for counts, lengths in encoder.count_batches(texts(), self._workers):
+            if encoder.is_fitted:
+                impacts = encoder.weigh(
+                    counts.units, counts.weights, np.repeat(lengths, np.diff(counts.indptr))
+                )
+                counted = SparseActivations(counts.indptr, counts.units, impacts, counts.num_units)
+                yield waiting.popleft(), counted, None
+            else:
+                yield waiting.popleft(), counts, lengths
+
+    def _take(
+        self, documents: Sequence[Document], activations: SparseActivations, lengths: NDArray[np.int64] | None
+    ) -> None:
+        replaced = self._buffer.add(documents, activations, lengths)
+        self._report = replace(
+            self._report,
+            added=self._report.added + len(documents),
+            replaced=self._report.replaced + replaced,
+            empty=self._report.empty + int(np.count_nonzero(np.diff(activations.indptr) == 0)),
+        )
+        if self._buffer.bytes > self._buffer_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Hand the buffer to the background thread, which inverts and writes it as a segment."""
+        self._finish_building()
+        if not len(self._buffer):
+            return
+        buffer, self._buffer = self._buffer, DocumentBuffer(self.fields, self.store)
+        name, num_units = self._next_segment_name(), len(self.encoder.vocabulary)
+        counted = isinstance(self.encoder, CountingEncoder) and not self.encoder.is_fitted
+        self._building = self._builder.submit(self._build, buffer, name, num_units, counted), buffer.ids
+
+    def _build(self, buffer: DocumentBuffer, name: str, num_units: int, counted: bool) -> WriterSegment:
+        with SegmentWriter(self.path, name, self.fields, counted) as writer:
+            for run in buffer.runs(num_units):
+                writer.add(run)
+            return WriterSegment(self.path, writer.close())
+
+    def _finish_building(self) -> None:
+        if self._building is None:
+            return
+        future, ids = self._building
+        self._building = None
+        built = future.result()
+        replaced = sum(segment.delete(ids) for segment in self._segments)
+        self._report = replace(self._report, replaced=self._report.replaced + replaced)
+        self._segments.append(built)
+
+    def _weigh_counted(self) -> None:
+        """Fit the encoder to all that was counted, and turn the counts into impacts."""
+        encoder = self.encoder
+        counted = [segment for segment in self._segments if segment.is_counted and segment.live]
+        if not isinstance(encoder, CountingEncoder) or not counted:
+            return
+        opened = [CountedSegment(self.path, segment.entry, segment.deleted) for segment in counted]
+        encoder.fit_statistics(*collection_statistics(opened, len(encoder.vocabulary)))
+        with ThreadPoolExecutor(self._workers) as threads:
+            weighed = threads.map(lambda segment: weigh_segment(segment, encoder), opened)
+            for segment, entry in zip(counted, weighed, strict=True):
+                segment.entry = entry
+
+    def _publish(self, generation: int, segments: list[WriterSegment]) -> None:
+        num_units = len(self.encoder.vocabulary)
+        stored, stored_units = self._stored_encoder or (None, 0)
+        if stored is None or stored.fingerprint != self.encoder.fingerprint or stored_units != num_units:
+            stored = store_encoder(self.path, generation, self.encoder)
+        if segments:
+            sync_folder(self.path / SEGMENTS_FOLDER)
+        manifest = Manifest(
+            generation=generation,
+            num_units=num_units,
+            encoder=stored,
+            fields=self.fields,
+            store=self.store,
+            segments=[segment.entry for segment in segments],
+            source=self._source,
+        )
+        write_manifest(self.path, manifest)
+        self._generation = generation
+        self._is_new = False
+        self._stored_encoder = stored, num_units
+        self._segments = segments
+        self._collect_garbage(manifest)
+
+    def _next_segment_name(self) -> str:
+        self._segment_number += 1
+        return f"{self._generation + 1:06d}-{self._segment_number:04d}"
+
+    def _collect_garbage(self, manifest: Manifest | None) -> None:
+        """Remove what no commit refers to: leftovers of a killed writer, and what was merged or replaced."""
+        entries = manifest.segments if manifest else []
+        wanted = {entry.name for entry in entries}
+        wanted |= {entry.deletes.name for entry in entries if entry.deletes}
+        for folder in (self.path / SEGMENTS_FOLDER, self.path / DELETES_FOLDER):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if path.name not in wanted:
+                    _remove(path)
+        for path in self.path.glob(f"{ENCODER_FOLDER}-*"):
+            if manifest is None or path.name != manifest.encoder.folder:
+                _remove(path)
+        (self.path / f"{MANIFEST_FILE}.tmp").unlink(missing_ok=True)
+
+
+def check_vectors(activations: SparseActivations, num_units: int) -> SparseActivations:
+    """Vectors fit for scoring: float32 weights > 0, units ascending and distinct in a row.
+
+    Raises:
+        InputError: a weight that is negative or not finite, or a unit outside ``[0, num_units)``.
+    """
+    units, weights = np.asarray(activations.units), np.asarray(activations.weights, np.float32)
+    if len(units) and (units.min() < 0 or units.max() >= num_units):
+        raise InputError(f"a vector has unit {int(units.max())}, but units run from 0 to {num_units - 1}")
+    if len(weights) and not (np.isfinite(weights).all() and weights.min() >= 0):
+        raise InputError("a vector has a weight that is negative or not finite; weights must be 0 or more")
+    rows = SparseActivations(activations.indptr, units, weights, num_units).coalesce()
+    keep = rows.weights > 0
+    if keep.all():
+        return rows
+    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])[rows.indptr]
+    return SparseActivations(indptr, rows.units[keep], rows.weights[keep], num_units)
+
+
+def _check_options(store: Sequence[str], memory: int, workers: int | None) -> None:
+    if unknown := [name for name in store if name not in STORABLE]:
+        raise UsageError(f"cannot store {', '.join(unknown)}; what can be stored is {' and '.join(STORABLE)}")
+    if memory < MINIMUM_MEMORY:
+        raise UsageError(f"memory is {memory >> 20} MiB, but at least {MINIMUM_MEMORY >> 20} MiB are needed")
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers is {workers}, but must be at least 1")
+
+
+def _check_folder(path: Path, overwrite: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise ConflictError(f"{path} is a file; give a folder for the index")
+    if (path / MANIFEST_FILE).exists():
+        if not overwrite:
+            raise ConflictError(f"{path} holds an index already; open it to add to it, or say overwrite")
+        return
+    foreign = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    if foreign and LOCK_FILE not in foreign:
+        raise ConflictError(
+            f"{path} is not empty and is not an index (it holds {foreign[0]}); give another folder"
+        )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
