@@ -1,0 +1,1 @@
+"""Test collections: one file per kind, all giving a `Collection`."""

@@ -1,0 +1,127 @@
+"""TREC run files: ``qid Q0 docid rank score tag``, one line for each document of each ranking."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import InputError, NotFoundError
+
+Ranking = list[tuple[str, float]]
+"""``(document id, score)``, best first."""
+
+Run = dict[str, Ranking]
+"""Query id → its ranking."""
+
+
+def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: Path, tag: str = "lexpert") -> None:
+    """Write a run file; whatever lay at `path` stays whole until the new file is complete.
+
+    The order of each ranking is what counts. Other tools sort by score alone and break ties their own way, so
+    the scores written are the float32 neighbours of the true ones that make each strictly smaller than the
+    one before it: only ties change, and by single units in the last place.
+
+    Raises:
+        InputError: an id with white space in it or without a character, which the format cannot hold; a
+            document twice in a ranking; a score that is not finite.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    label = _word(tag.replace(" ", "_"), "tag", path)
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+            for query, ranking in run.items():
+                _word(query, "query id", path)
+                if len({document for document, _ in ranking}) != len(ranking):
+                    raise InputError(f"the ranking of query {query!r} holds a document twice")
+                scores = strictly_decreasing([score for _, score in ranking], f"query {query!r}")
+                file.writelines(
+                    f"{query} Q0 {_word(document, 'document id', path)} {rank} {score} {label}\n"
+                    for rank, ((document, _), score) in enumerate(
+                        zip(ranking, scores.astype(str), strict=True), start=1
+                    )
+                )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_run(path: Path) -> Run:
+    """Read a run file; rankings in the order of their scores, equal scores in the order of their rank column.
+
+    Raises:
+        NotFoundError: no such file.
+        InputError: a line that has not six columns, a rank or score that is no number, or a document twice
+            in a ranking; names file and line.
+    """
+    rows: dict[str, dict[str, tuple[float, int]]] = {}
+    for number, values in _rows(path):
+        query, _, document, rank, score, _ = values
+        try:
+            place, value = int(rank), float(score)
+        except ValueError:
+            raise InputError(
+                f"{path}, line {number}: rank and score must be numbers, got {rank!r} and {score!r}"
+            ) from None
+        if not math.isfinite(value):
+            raise InputError(f"{path}, line {number}: the score must be finite, got {score}")
+        ranking = rows.setdefault(query, {})
+        if document in ranking:
+            raise InputError(f"{path}, line {number}: document {document!r} is twice in query {query!r}")
+        ranking[document] = (value, place)
+    return {
+        query: [
+            (document, score)
+            for document, (score, _) in sorted(ranking.items(), key=lambda row: (-row[1][0], row[1][1]))
+        ]
+        for query, ranking in rows.items()
+    }
+
+
+def strictly_decreasing(scores: Sequence[float], where: str) -> NDArray[np.float32]:
+    """float32 ``[n]``: the largest scores below the given ones of which each is smaller than the one before.
+
+    Raises:
+        InputError: a score that is not finite as a float32; names `where`.
+    """
+    with np.errstate(over="ignore"):
+        decreasing = np.asarray(scores, dtype=np.float32).copy()
+    lowest = np.float32(-np.inf)
+    for place in range(1, len(decreasing)):
+        if decreasing[place] >= decreasing[place - 1]:
+            decreasing[place] = np.nextafter(decreasing[place - 1], lowest)
+    if not np.isfinite(decreasing).all():
+        raise InputError(f"{where} has a score that is not a finite number")
+    return decreasing
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    if not path.is_file():
+        raise NotFoundError(f"{path} is missing; give a TREC run file")
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                values = raw.decode("utf-8").split()
+            except UnicodeDecodeError as damage:
+                raise InputError(f"{path}, line {number}: byte {damage.start + 1} is not UTF-8") from None
+            if not values:
+                continue
+            if len(values) != 6:
+                raise InputError(
+                    f"{path}, line {number}: expected the six columns qid Q0 docid rank score tag, "
+                    f"got {len(values)}"
+                )
+            yield number, values
+
+
+def _word(word: str, what: str, path: Path) -> str:
+    if len(word.split()) != 1 or word.split()[0] != word:
+        raise InputError(f"{path} cannot hold the {what} {word!r}: its columns are separated by white space")
+    return word
