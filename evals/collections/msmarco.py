@@ -1,0 +1,124 @@
+"""MS MARCO passage ranking in its own files: collection.tsv, queries.*.tsv and four-column judgements."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from evals.collections.collection import Collection, judged_queries
+from evals.qrels import read_qrels
+from retrieval.corpus import file_checksum
+from retrieval.documents import Document
+from runtime.errors import InputError, NotFoundError, UsageError
+
+# split: (queries files, judgement files, lowest relevant grade). The names are those of the published
+# archives; the first one that lies in the folder is read. TREC DL counts grades 2 and 3 as relevant in the
+# measures that know only relevant and not; grade 1 is "related, but does not answer".
+SPLITS = {
+    "dev": (("queries.dev.small.tsv", "queries.dev.tsv"), ("qrels.dev.small.tsv", "qrels.dev.tsv"), 1),
+    "dl19": (
+        ("msmarco-test2019-queries.tsv", "queries.dl19.tsv"),
+        ("2019qrels-pass.txt", "qrels.dl19.txt"),
+        2,
+    ),
+    "dl20": (
+        ("msmarco-test2020-queries.tsv", "queries.dl20.tsv"),
+        ("2020qrels-pass.txt", "qrels.dl20.txt"),
+        2,
+    ),
+}
+COLLECTION_FILES = ("collection.tsv", "collection.tsv.gz")
+
+
+class TsvCorpus:
+    """A ``collection.tsv`` of ``pid<TAB>passage`` lines (plain or .gz), read line by line and never held."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def num_documents(self) -> int | None:
+        return None
+
+    def checksum(self) -> str:
+        return self._checksum
+
+    @cached_property
+    def _checksum(self) -> str:
+        # Kept: the full collection is 3 GB, and both the folder's name and the index ask for it.
+        return file_checksum(self.path)
+
+    def __iter__(self) -> Iterator[Document]:
+        for _, identifier, text in read_tsv(self.path):
+            yield {"_id": identifier, "text": text}
+
+
+def is_msmarco_folder(folder: Path) -> bool:
+    """Whether `folder` has MS MARCO's layout."""
+    return any((folder / name).is_file() for name in COLLECTION_FILES)
+
+
+def load_msmarco(folder: Path, split: str = "dev") -> Collection:
+    """Read an MS MARCO passage folder in place; the passages are streamed whenever they are iterated.
+
+    Args:
+        split: ``"dev"`` (the 6,980 queries of dev/small where that file is there), ``"dl19"`` or ``"dl20"``
+            (TREC Deep Learning 2019 and 2020; grades below 2 do not count as relevant there, except in nDCG).
+
+    Raises:
+        UsageError: another split.
+        NotFoundError: a file is missing; names those looked for.
+        InputError: a malformed line; names file and line.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"MS MARCO has no split {split!r}; choose one of {', '.join(SPLITS)}")
+    folder = folder.resolve()
+    queries_files, qrels_files, relevance_level = SPLITS[split]
+    corpus = TsvCorpus(_first(folder, COLLECTION_FILES))
+    queries_path, qrels_path = _first(folder, queries_files), _first(folder, qrels_files)
+    qrels = read_qrels(qrels_path)
+    queries = {identifier: text for _, identifier, text in read_tsv(queries_path)}
+    return Collection(
+        name=folder.name,
+        split=split,
+        corpus=corpus,
+        queries=judged_queries(queries, qrels, str(qrels_path)),
+        qrels=qrels,
+        relevance_level=relevance_level,
+    )
+
+
+def read_tsv(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield ``(line number, id, text)`` of an ``id<TAB>text`` file (plain or .gz); blank lines are skipped.
+
+    Raises:
+        NotFoundError: no such file.
+        InputError: a line without a tab, with an empty id, or not in UTF-8; names file and line.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"{path} is missing; give a file of id<TAB>text lines")
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            try:
+                line = raw.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as damage:
+                raise InputError(f"{path}, line {number}: byte {damage.start + 1} is not UTF-8") from None
+            if not line:
+                continue
+            identifier, tab, text = line.partition("\t")
+            if not tab or not identifier:
+                raise InputError(f"{path}, line {number}: expected id<TAB>text, got {line:.60}")
+            yield number, identifier, text
+
+
+def _first(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise NotFoundError(f"{folder} has no {' or '.join(names)}; give a folder with MS MARCO's passage files")
