@@ -1,0 +1,79 @@
+"""The HTTP interface as one ASGI application, independent of what runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from runtime.errors import LexpertError
+from serving.asgi import ClientGoneError, Receive, Request, Response, Router, Scope, Send
+from serving.configuration import ServerConfiguration
+from serving.errors import ApiError, from_library, internal_error
+from serving.request_identity import REQUEST_ID
+from serving.routes import ROUTES
+from serving.state import ServerState
+
+logger = logging.getLogger("serving")
+
+ROUTER = Router(ROUTES)
+
+
+class Api:
+    """ASGI application; opens its indexes at lifespan start and closes them at its end.
+
+    Request ids are given to it by `serving.request_identity.RequestIdentity`, which belongs around it.
+    """
+
+    def __init__(self, configuration: ServerConfiguration) -> None:
+        self.state = ServerState(configuration)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._handle(Request(scope, receive), send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await asyncio.to_thread(self.state.open)
+                except Exception as error:
+                    logger.error("%s", error, exc_info=not isinstance(error, LexpertError))
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await asyncio.to_thread(self.state.close)
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _handle(self, request: Request, send: Send) -> None:
+        method = request.scope["method"]
+        try:
+            response = await self._answer(method, request)
+        except ClientGoneError:
+            return
+        except ApiError as error:
+            response = self._refuse(request, error)
+        await response.send(send, without_body=method == "HEAD")
+
+    async def _answer(self, method: str, request: Request) -> Response:
+        """Find and run the handler; everything that it may raise becomes an ApiError."""
+        try:
+            handler, request.path_parameters = ROUTER.find(method, request.scope["path"])
+            return await handler(self.state, request)
+        except (ApiError, ClientGoneError):
+            raise
+        except Exception as error:
+            raise (from_library(error) if isinstance(error, LexpertError) else internal_error()) from error
+
+    def _refuse(self, request: Request, error: ApiError) -> Response:
+        request_id = request.header(REQUEST_ID)
+        if error.status == 500:
+            path = request.scope["path"]
+            logger.error("request %s to %s failed", request_id, path, exc_info=error.__cause__ or error)
+        return Response(error.status, error.body(request_id), error.headers)

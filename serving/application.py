@@ -1,0 +1,144 @@
+"""The Ray Serve deployment of the API: started, kept and stopped by a context manager."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from runtime.errors import ConflictError, LexpertError
+from serving.asgi import Application
+from serving.catalogue import check_indexes
+from serving.configuration import HOST, ServerConfiguration, available_cores
+from serving.log import last_error, log_to_file, relayed
+from serving.ray_environment import (
+    choose_port,
+    environment,
+    keep_replica_on_loopback,
+    private_folder,
+    ray_settings,
+    require_ray,
+)
+
+APPLICATION = "lexpert"
+
+MAX_ONGOING_REQUESTS = 128
+MAX_QUEUED_REQUESTS = 1024
+"""Beyond these, requests are refused at once with 429 instead of waiting without end."""
+
+OBJECT_STORE_BYTES = 96 << 20
+"""Nearly the least that Ray takes; requests and answers never pass through its object store."""
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers at `url` (no slash at its end)."""
+
+    url: str
+    port: int
+
+
+@contextmanager
+def running(configuration: ServerConfiguration, log: TextIO | None = None) -> Iterator[RunningServer]:
+    """Start a server on this machine and stop it, with every process it has, when the context is left.
+
+    Args:
+        configuration: what to serve.
+        log: where the lines of the server's log go; standard error if None.
+
+    Raises:
+        NotFoundError, FormatError: an index folder is missing or damaged, found before anything starts.
+        ConflictError: the port is taken, or this process runs Ray already.
+        LexpertError: the server did not start.
+    """
+    require_ray()
+    check_indexes(configuration.indexes)
+    port = choose_port(configuration.port)
+    with private_folder() as folder, environment(ray_settings(folder)):
+        log_file = folder / "server.log"
+        log_file.touch()
+        with relayed(log_file, log or sys.stderr), _ray(folder):
+            _deploy(configuration, port, log_file)
+            yield RunningServer(f"http://{HOST}:{port}", port)
+
+
+@contextmanager
+def _ray(folder: Path) -> Iterator[None]:
+    """A local Ray cluster of this process, gone with all its processes when the context is left."""
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():
+        raise ConflictError("this process runs Ray already; start the server from a process of its own")
+    quiet = [logging.getLogger(name) for name in ("ray", "ray.serve")]
+    levels = [each.level for each in quiet]
+    try:
+        ray.init(
+            address="local",
+            num_cpus=available_cores(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder / "ray"),
+        )
+        for each in quiet:
+            each.setLevel(logging.ERROR)
+        yield
+    finally:
+        if ray.is_initialized():
+            serve.shutdown()
+        ray.shutdown()
+        for each, level in zip(quiet, levels, strict=True):
+            each.setLevel(level)
+
+
+def _deploy(configuration: ServerConfiguration, port: int, log_file: Path) -> None:
+    """Start the HTTP proxy and one replica, and wait until it answers.
+
+    Raises:
+        LexpertError: it did not start; says why where the replica could say it.
+    """
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    logging_config = LoggingConfig(enable_access_log=False, log_level="ERROR")
+    deploy = serve.deployment(
+        name="api",
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        max_queued_requests=MAX_QUEUED_REQUESTS,
+        max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=logging_config,
+    )
+    ingress = deploy(serve.ingress(application_builder(configuration, log_file))())
+    try:
+        serve.start(http_options={"host": HOST, "port": port}, logging_config=logging_config)
+        serve.run(ingress.bind(), name=APPLICATION, route_prefix="/", logging_config=logging_config)
+    except Exception as error:  # Ray raises whatever its own parts raised, wrapped in several ways
+        reason = last_error(log_file) or f"{type(error).__name__}: {last_words(str(error))}"
+        raise LexpertError(f"the server did not start: {reason}") from error
+
+
+def application_builder(configuration: ServerConfiguration, log_file: Path) -> Callable[[], Application]:
+    """What a replica calls to get its ASGI application."""
+
+    def build() -> Application:
+        from serving.api import Api
+
+        log_to_file(log_file)
+        keep_replica_on_loopback()
+        return Api(configuration)
+
+    return build
+
+
+def last_words(message: str) -> str:
+    """The last line of a message that carries a trace."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

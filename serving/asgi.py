@@ -1,0 +1,181 @@
+"""The small part of ASGI that the routes need: requests, prebuilt answers, and matching paths.
+
+Raw ASGI rather than a framework: behind the same proxy, a framework's handling of one request cost more than
+a search does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qsl
+
+import orjson
+
+from serving.errors import ApiError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Header = tuple[bytes, bytes]
+State = TypeVar("State")
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its request was complete; nobody waits for an answer."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One HTTP request; `path_parameters` are the values of ``{name}`` in the route's path."""
+
+    scope: Scope
+    receive: Receive
+    path_parameters: dict[str, str] = field(default_factory=dict)
+
+    def header(self, name: bytes) -> str | None:
+        """The value of a header (name in lower case), or None."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return str(value.decode("latin-1"))
+        return None
+
+    def refuse_query_parameters(self) -> None:
+        """Raise a 400 if the URL has a query: nothing here takes one, and nothing is ignored in silence."""
+        query = self.scope.get("query_string", b"").decode("latin-1")
+        if query:
+            pairs = parse_qsl(query, keep_blank_values=True)
+            param = pairs[0][0] if pairs else query
+            raise ApiError(
+                400, "unknown_parameter", f"there is no parameter {param} in the URL of this route", param
+            )
+
+    async def json_body(self, max_bytes: int) -> bytes:
+        """The bytes of a JSON body, not yet parsed.
+
+        Raises:
+            ApiError: 415 unless it is said to be plain JSON in UTF-8, 413 if it is longer than `max_bytes`.
+        """
+        require_json(self.header(b"content-type"), self.header(b"content-encoding"))
+        declared = self.header(b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > max_bytes:
+            raise too_large(max_bytes)
+        chunks = bytearray()
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            chunks += message.get("body", b"")
+            if len(chunks) > max_bytes:
+                raise too_large(max_bytes)
+            if not message.get("more_body", False):
+                return bytes(chunks)
+
+
+def require_json(content_type: str | None, content_encoding: str | None) -> None:
+    """Raise a 415 unless the headers say uncompressed JSON in UTF-8.
+
+    A missing type is refused too: that is what a page in a browser can send to this machine without asking.
+    """
+    media_type, _, parameters = (content_type or "").partition(";")
+    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+    if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"the body must come with content-type: application/json, not {content_type or 'without a type'}",
+        )
+    if content_encoding is not None and content_encoding.strip().lower() != "identity":
+        raise ApiError(415, "unsupported_media_type", f"the body must not be compressed ({content_encoding})")
+
+
+def too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        "body_too_large",
+        f"the body is longer than the {max_bytes:,} bytes that this server takes; split the request",
+        headers=[(b"connection", b"close")],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A status and prebuilt bytes."""
+
+    status: int
+    body: bytes
+    headers: tuple[Header, ...] = ()
+
+    @classmethod
+    def json(cls, value: Any, status: int = 200) -> Response:
+        return cls(status, orjson.dumps(value))
+
+    async def send(self, send: Send, without_body: bool = False) -> None:
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(self.body)),
+            (b"x-content-type-options", b"nosniff"),
+            *self.headers,
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if without_body else self.body})
+
+
+Handler = Callable[[State, Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Route(Generic[State]):
+    """One method on one path; a part of the path in braces matches any one part."""
+
+    method: str
+    path: str
+    handler: Handler[State]
+
+
+class Router(Generic[State]):
+    """Finds the handler of a path and method."""
+
+    def __init__(self, routes: Iterable[Route[State]]) -> None:
+        self._by_path: dict[tuple[str, ...], dict[str, Handler[State]]] = {}
+        for route in routes:
+            self._by_path.setdefault(tuple(route.path.split("/")), {})[route.method] = route.handler
+
+    def find(self, method: str, path: str) -> tuple[Handler[State], dict[str, str]]:
+        """The handler and the path's parameters.
+
+        Raises:
+            ApiError: 404 for a path that no route has, 405 (with Allow) for a method that the path has not.
+        """
+        parts = tuple(path.split("/"))
+        for template, handlers in self._by_path.items():
+            parameters = match(template, parts)
+            if parameters is not None:
+                handler = handlers.get("GET" if method == "HEAD" else method)
+                if handler is None:
+                    allowed = ", ".join(sorted({*handlers, *(["HEAD"] if "GET" in handlers else [])}))
+                    raise ApiError(
+                        405,
+                        "method_not_allowed",
+                        f"{path} takes {allowed}, not {method}",
+                        headers=[(b"allow", allowed.encode())],
+                    )
+                return handler, parameters
+        raise ApiError(404, "route_not_found", f"there is no {path} on this server")
+
+
+def match(template: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, str] | None:
+    """The values of the template's parameters in a split path, or None if it is another path."""
+    if len(template) != len(parts):
+        return None
+    parameters = {}
+    for expected, part in zip(template, parts, strict=True):
+        if expected.startswith("{") and part:
+            parameters[expected[1:-1]] = part
+        elif expected != part:
+            return None
+    return parameters

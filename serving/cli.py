@@ -1,0 +1,129 @@
+"""The command `lexpert serve`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from serving.configuration import ServerConfiguration
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(
+    index: Annotated[
+        list[str],
+        typer.Option("--index", metavar="NAME=DIR", help="An index folder and its name in URLs; repeatable."),
+    ],
+    port: Annotated[
+        int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)
+    ] = 8000,
+) -> None:
+    """Serve indexes over HTTP on 127.0.0.1 until Ctrl-C.
+
+    \b
+    Examples:
+      lexpert serve --index docs=./docs-index
+      lexpert serve --index docs=./docs-index --index papers=./papers-index --port 9000
+
+    \b
+    Ask it from another terminal:
+      curl -s http://127.0.0.1:8000/v1/indexes/docs/search \\
+        -H 'content-type: application/json' -d '{"query": "open a file", "k": 3, "with": ["text"]}'
+    """
+    configuration = configure(index, port)
+    from serving.application import running
+
+    say(f"starting a server for {', '.join(sorted(configuration.indexes))} …")
+    with StopSignals() as stop:
+        try:
+            with running(configuration) as server:
+                say(f"serving on {server.url} (Ctrl-C stops it); for example:")
+                say(example(server.url, min(configuration.indexes)))
+                stop.wait()
+                say("stopping …")
+        except KeyboardInterrupt:
+            say("stopped before it could serve")
+            raise typer.Exit(1) from None
+    say("stopped")
+
+
+def example(url: str, index: str) -> str:
+    """A command line that asks a server."""
+    body = '{"query": "your question", "k": 3}'
+    return f"  curl -s {url}/v1/indexes/{index}/search -H 'content-type: application/json' -d '{body}'"
+
+
+def configure(indexes: list[str], port: int) -> ServerConfiguration:
+    """The configuration that the options ask for.
+
+    Raises:
+        UsageError: an index is not NAME=DIR, has a name that cannot stand in a URL, or is named twice.
+    """
+    import re
+
+    from serving.configuration import INDEX_NAME, ServerConfiguration
+
+    folders: dict[str, Path] = {}
+    for option in indexes:
+        name, separator, folder = option.partition("=")
+        if not separator or not folder:
+            raise UsageError(f"--index {option} must be NAME=DIR, for example --index docs=./docs-index")
+        if not re.fullmatch(INDEX_NAME, name):
+            raise UsageError(
+                f"--index {option}: the name {name!r} must be 1 to 64 letters, digits, dots, dashes or "
+                "underscores, with a letter or digit first"
+            )
+        if name in folders:
+            raise UsageError(f"--index names {name!r} twice; give each index a name of its own")
+        folders[name] = Path(folder).absolute()
+    return ServerConfiguration(indexes=folders, port=port)
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM: while the server starts they unwind what was started, later they ask for its end.
+
+    Asking twice does no harm: the end is orderly however often it is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._requested = threading.Event()
+        self._is_serving = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        self._install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def wait(self) -> None:
+        """Return when the end is asked for; takes the signals back from Ray, which took them over."""
+        self._is_serving = True
+        self._install()
+        self._requested.wait()
+
+    def _install(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._is_serving:
+            raise KeyboardInterrupt
+        self._requested.set()
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+"""What a server is told to serve, and the limits it keeps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+HOST = "127.0.0.1"
+"""The only address served on: there are no keys yet, so nothing outside this machine may reach the server."""
+
+INDEX_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+IndexName = Annotated[str, StringConstraints(pattern=INDEX_NAME)]
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Limits(BaseModel):
+    """How much one request may ask for; beyond it a request is refused, never cut short."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_body_bytes: int = Field(default=4 << 20, ge=1024)
+    max_k: int = Field(default=1000, ge=1)
+    max_queries: int = Field(default=256, ge=1)
+    max_inputs: int = Field(default=256, ge=1)
+
+
+class ServerConfiguration(BaseModel):
+    """Everything that `serving.application.running` needs.
+
+    Attributes:
+        indexes: folder of each index, by the name it has in URLs.
+        port: on 127.0.0.1; 0 takes a free one.
+        threads: searches and encodings that run at the same time.
+        limits: what one request may ask for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    indexes: dict[IndexName, Path] = Field(min_length=1)
+    port: int = Field(default=8000, ge=0, le=65535)
+    threads: int = Field(default_factory=available_cores, ge=1)
+    limits: Limits = Field(default_factory=Limits)

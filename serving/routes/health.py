@@ -1,0 +1,43 @@
+"""Whether the server lives, whether it can answer, and what it is."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from serving.asgi import Request, Response, Route
+from serving.state import ServerState
+
+
+async def health(_: ServerState, request: Request) -> Response:
+    """The process answers."""
+    request.refuse_query_parameters()
+    return Response.json({"status": "ok"})
+
+
+async def ready(state: ServerState, request: Request) -> Response:
+    """Every index is open; 503 otherwise."""
+    request.refuse_query_parameters()
+    versions = {name: served.index.generation for name, served in state.catalogue.indexes.items()}
+    return Response.json({"status": "ready", "indexes": versions})
+
+
+async def server_version(_: ServerState, request: Request) -> Response:
+    request.refuse_query_parameters()
+    return Response.json({"name": "lexpert", "version": installed_version()})
+
+
+@cache
+def installed_version() -> str:
+    """The version of the installed distribution; "unknown" in a checkout that was never installed."""
+    try:
+        return version("lexpert")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+ROUTES = (
+    Route("GET", "/health", health),
+    Route("GET", "/ready", ready),
+    Route("GET", "/version", server_version),
+)
