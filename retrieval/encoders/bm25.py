@@ -188,14 +188,17 @@ class Bm25Encoder(CountingEncoder):
         return impacts.astype(np.float32)
 
     def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> SparseActivations:
-        """BM25 impacts of documents; needs a fitted encoder."""
+        """BM25 impacts of documents; needs a fitted encoder. Terms that the vocabulary lacks are left out."""
         batches = []
-        for counts, lengths in self.count_batches(batched(texts, BATCH_TEXTS)):
-            per_term = np.repeat(lengths, np.diff(counts.indptr))
-            impacts = self.weigh(counts.units, counts.weights, per_term)
-            batches.append(SparseActivations(counts.indptr, counts.units, impacts, len(self._vocabulary)))
+        for counts in count_batches(batched(texts, BATCH_TEXTS), workers=1):
+            units = np.array(self._vocabulary.find(counts.terms), np.int32)[counts.units]
+            known = units >= 0
+            lengths = np.repeat(counts.lengths, np.diff(counts.indptr))
+            impacts = self.weigh(units[known], counts.counts[known], lengths[known])
+            indptr = np.concatenate([[0], np.cumsum(known)])[counts.indptr]
+            batches.append(SparseActivations(indptr, units[known], impacts, len(self._vocabulary)))
             if advance:
-                advance(len(lengths))
+                advance(len(counts.lengths))
         if not batches:
             return SparseActivations.empty(0, len(self._vocabulary))
         return SparseActivations.concat(batches).coalesce()
