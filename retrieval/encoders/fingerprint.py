@@ -1,0 +1,45 @@
+"""Fingerprint of an encoder folder: one hash over the settings and files that decide about its vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The tokenizer's files in a model folder, by name."""
+    return {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """Configuration, safetensors weights and tokenizer of a model folder, by name."""
+    weights = sorted(folder.glob("model*.safetensors")) + sorted(folder.glob("model*.safetensors.index.json"))
+    found = [folder / "config.json", *weights]
+    return {path.name: path for path in found if path.is_file()} | tokenizer_files(folder)
+
+
+def fingerprint(settings: Mapping[str, Any], files: Mapping[str, Path]) -> str:
+    """Hexadecimal SHA-256 over `settings` (JSON, keys sorted) and the names and bytes of `files`.
+
+    Files are read in blocks; the place of the folder and the order of the files do not matter.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(files):
+        with files[name].open("rb") as file:
+            digest.update(f"\n{name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return digest.hexdigest()

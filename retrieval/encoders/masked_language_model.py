@@ -1,0 +1,315 @@
+"""A transformer with a masked-language-model head that turns texts into term weights."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils import logging as progress
+
+from retrieval.encoders.bfloat16 import Precision, choose_dtype, processor_has_bfloat16
+from retrieval.encoders.encoder import Advance
+from retrieval.encoders.subword_vocabulary import SubwordVocabulary
+from retrieval.encoders.token_batches import token_batches
+from retrieval.encoders.vocabulary_head import Activation, Pooling, plain_pooled_terms, pooled_terms
+from runtime.activations import SparseActivations
+from runtime.errors import FormatError, LexpertError
+
+SORT_WINDOW = 8192
+"""Texts that are tokenized and sorted by length together."""
+
+MAX_ROWS = 256
+"""Most texts of one batch: each costs a dense row of the vocabulary (122 KB for BERT's)."""
+
+PROBE_TEXTS = (
+    "What is a sparse vector?",
+    "The quick brown fox jumps over the lazy dog, twice; then it rests.",
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TermWeighting:
+    """How logits become term weights, and what is put before and cut from each text.
+
+    Attributes:
+        max_length: most tokens of a text, special ones included; None means the tokenizer's own limit. It is
+            never more than the model has positions for.
+        max_active_dims: keep only so many terms of each text, the heaviest.
+    """
+
+    pooling: Pooling = "max"
+    activation: Activation = "relu"
+    max_length: int | None = None
+    prompt: str = ""
+    max_active_dims: int | None = None
+
+
+class DecoderInput(nn.Module):
+    """Stands in for the decoder of the vocabulary head and returns its input instead of logits.
+
+    Keeps the decoder's parameters, under their names, for heads that look at them.
+    """
+
+    def __init__(self, decoder: nn.Linear) -> None:
+        super().__init__()
+        self.weight = decoder.weight
+        self.bias = decoder.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class MaskedLanguageModel:
+    """A ``*ForMaskedLM`` folder, ready to encode; safetensors weights only, and no code from the folder.
+
+    Attributes:
+        fused: whether decoder and pooling run fused, in tiles. False where the model does not end in a plain
+            linear decoder; then all logits of a batch are held at once, and the log says so.
+        dtype: what the model computes in; term weights are float32 in any case.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str | None = None,
+        dtype: Precision = "auto",
+        token_budget: int | None = None,
+        lower_case: bool = False,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            folder: holds config.json, model.safetensors and the tokenizer.
+            device: a torch device; CUDA where there is one by default.
+            dtype: see `choose_dtype`.
+            token_budget: most tokens of a batch, padding included; by default 4096 on a CPU, where larger
+                batches are no faster, and 65536 elsewhere.
+            lower_case: lower-case texts before the tokenizer sees them.
+
+        Raises:
+            FormatError: the folder is no masked language model with complete safetensors weights.
+        """
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.token_budget = token_budget or (4096 if self.device.type == "cpu" else 65536)
+        self.model = _load_model(folder).to(self.device)
+        self.tokenizer = _load_tokenizer(folder, lower_case)
+        self._positions = _usable_positions(self.model)
+        with torch.inference_mode():
+            logits = self.model(**self._padded(self._tokenize(PROBE_TEXTS))).logits
+        self.vocabulary = SubwordVocabulary(self.tokenizer.get_vocab(), logits.shape[-1])
+        self._decoder: nn.Linear | None = None
+        self.fused = self._fuse(logits)
+        if not self.fused:
+            logger.warning(
+                "%s does not end in a plain linear decoder: its logits are held whole, batch by batch", folder
+            )
+        self.dtype = choose_dtype(dtype, processor_has_bfloat16(self.device), self._probe)
+        self.model.to(self.dtype)
+
+    def encode(
+        self, texts: Sequence[str], weighting: TermWeighting, advance: Advance | None = None
+    ) -> SparseActivations:
+        """Encode texts; float32 weights > 0, units ascending and distinct, rows in the order of `texts`.
+
+        A text without a token of its own (empty, or white space only) lights up nothing: what the model would
+        make of the special tokens alone says nothing about the text.
+
+        Raises:
+            LexpertError: the model computed NaN or infinity.
+        """
+        rows: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
+        for start in range(0, len(texts), SORT_WINDOW):
+            rows += self._encode_window(texts[start : start + SORT_WINDOW], weighting, advance)
+        if not rows:
+            return SparseActivations.empty(0, len(self.vocabulary))
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(units) for units, _ in rows], out=indptr[1:])
+        units = np.concatenate([units for units, _ in rows])
+        return SparseActivations(indptr, units, np.concatenate([w for _, w in rows]), len(self.vocabulary))
+
+    def _encode_window(
+        self, texts: Sequence[str], weighting: TermWeighting, advance: Advance | None
+    ) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        nothing = (np.zeros(0, np.int32), np.zeros(0, np.float32))
+        rows = [nothing] * len(texts)
+        given = [place for place, text in enumerate(texts) if text.strip()]
+        tokens = self._tokenize([weighting.prompt + texts[place] for place in given], weighting.max_length)
+        lengths = [len(ids) for ids in tokens["input_ids"]]
+        if advance is not None and len(given) < len(texts):
+            advance(len(texts) - len(given))
+        for batch in token_batches(lengths, self.token_budget, MAX_ROWS):
+            chosen = {name: [values[place] for place in batch] for name, values in tokens.items()}
+            dense = self._weigh(chosen, weighting.pooling, weighting.activation)
+            if not bool(torch.isfinite(dense).all()):
+                raise LexpertError(
+                    f"the model computed NaN or infinity in {self.dtype}; "
+                    "load the encoder with dtype=float32 or check its weights"
+                )
+            for place, row in zip(batch, _sparse_rows(dense, weighting.max_active_dims), strict=True):
+                rows[given[place]] = row
+            if advance is not None:
+                advance(len(batch))
+        return rows
+
+    def _weigh(self, tokens: dict[str, list[list[int]]], pooling: Pooling, activation: Activation) -> Tensor:
+        """Dense float32 term weights ``[rows, terms]`` of tokenized texts."""
+        inputs = self._padded(tokens)
+        mask = inputs["attention_mask"]
+        with torch.inference_mode():
+            output = self.model(**inputs).logits
+            if self._decoder is None:
+                return plain_pooled_terms(output, mask, pooling, activation)
+            lengths = [len(ids) for ids in tokens["input_ids"]]
+            hidden = output[mask.bool()]
+            return pooled_terms(
+                hidden, lengths, self._decoder.weight, self._decoder.bias, pooling, activation
+            )
+
+    def _tokenize(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, list[list[int]]]:
+        if not texts:
+            return {"input_ids": []}
+        limit = min(max_length or int(self.tokenizer.model_max_length), self._positions)
+        encoded = self.tokenizer(
+            list(texts), truncation=True, max_length=limit, padding=False, return_attention_mask=False
+        )
+        return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+
+    def _padded(self, tokens: dict[str, list[list[int]]]) -> dict[str, Tensor]:
+        lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        inputs = {"attention_mask": torch.from_numpy(mask.astype(np.int64)).to(self.device)}
+        padding = {"input_ids": self.tokenizer.pad_token_id or 0}
+        for name, values in tokens.items():
+            padded = np.full(mask.shape, padding.get(name, 0), np.int64)
+            padded[mask] = np.concatenate([np.asarray(row, np.int64) for row in values])
+            inputs[name] = torch.from_numpy(padded).to(self.device)
+        return inputs
+
+    def _fuse(self, logits: Tensor) -> bool:
+        """Take the decoder out of the model, if its input times its weights is what `logits` says."""
+        decoder = self.model.get_output_embeddings()
+        if not isinstance(decoder, nn.Linear) or decoder.out_features != logits.shape[-1]:
+            return False
+        name = next((name for name, module in self.model.named_modules() if module is decoder), None)
+        if name is None:
+            return False
+        self.model.set_submodule(name, DecoderInput(decoder))
+        with torch.inference_mode():
+            hidden = self.model(**self._padded(self._tokenize(PROBE_TEXTS))).logits
+            if hidden.shape[-1] == decoder.in_features and torch.allclose(
+                decoder(hidden), logits, rtol=1e-4, atol=1e-4
+            ):
+                self._decoder = decoder
+                return True
+        self.model.set_submodule(name, decoder)
+        return False
+
+    def _probe(self, dtype: torch.dtype) -> Tensor:
+        """Dense vectors of the probe texts in `dtype`; the model itself stays as it is."""
+        trial = copy.copy(self)
+        trial.model = copy.deepcopy(self.model).to(dtype)
+        if self._decoder is not None:
+            trial._decoder = copy.deepcopy(self._decoder).to(dtype)
+        return trial._weigh(self._tokenize(PROBE_TEXTS), "max", "relu")
+
+
+def _sparse_rows(
+    dense: Tensor, max_active_dims: int | None
+) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """The nonzero places and values of each row, cut to the heaviest; equal weights keep the lower unit."""
+    at, units = torch.nonzero(dense, as_tuple=True)
+    weights = dense[at, units].cpu().numpy()
+    ends = np.cumsum(torch.bincount(at, minlength=len(dense)).cpu().numpy())[:-1]
+    rows = list(
+        zip(np.split(units.cpu().numpy().astype(np.int32), ends), np.split(weights, ends), strict=True)
+    )
+    if max_active_dims is None:
+        return rows
+    return [heaviest(units, weights, max_active_dims) for units, weights in rows]
+
+
+def heaviest(
+    units: NDArray[np.int32], weights: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Keep the `count` heaviest of a row with ascending units; of equal weights the lower unit stays."""
+    if len(units) <= count:
+        return units, weights
+    kept = np.sort(np.argsort(-weights, kind="stable")[:count])
+    return units[kept], weights[kept]
+
+
+def _usable_positions(model: Any) -> int:
+    """The longest text, in tokens, that the model has positions for."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    for name, module in model.named_modules():
+        # RoBERTa counts positions from behind its padding index, so that many can never be used.
+        offset = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and offset is not None:
+            positions -= offset + 1
+    return positions if positions > 0 else 2**31 - 1
+
+
+def _load_model(folder: Path) -> Any:
+    if not list(folder.glob("model*.safetensors")):
+        pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
+        raise FormatError(
+            f"{folder} has no model.safetensors; convert {pickled} to safetensors, because opening a pickled "
+            "file can run code"
+            if pickled
+            else f"{folder} has no model.safetensors; give a folder with the model's weights"
+        )
+    shown = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()  # it has its own look, and ignores whether there is a terminal
+    try:
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises ValueError, OSError, KeyError, SafetensorError, …
+        raise FormatError(
+            f"{folder} cannot be loaded as a masked language model: {_sentence(error)}"
+        ) from error
+    finally:
+        if shown:
+            progress.enable_progress_bar()
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise FormatError(
+            f"{folder} lacks {len(missing)} of the weights of a masked language model, among them "
+            f"{missing[0]}; give a model that was saved with its vocabulary head"
+        )
+    return model.eval()
+
+
+def _load_tokenizer(folder: Path, lower_case: bool) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise FormatError(f"the tokenizer in {folder} cannot be loaded: {_sentence(error)}") from error
+    if lower_case:
+        from tokenizers.normalizers import Lowercase, Sequence
+
+        backend = tokenizer.backend_tokenizer
+        steps = [Lowercase()] if backend.normalizer is None else [Lowercase(), backend.normalizer]
+        backend.normalizer = Sequence(steps)
+    return tokenizer
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

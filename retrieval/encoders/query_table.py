@@ -1,0 +1,145 @@
+"""Queries without inference: each distinct token lights up its own term, with a weight from a table.
+
+The weight is the token's IDF or was learned (Geng et al. 2024, "Towards Competitive Search Relevance for
+Inference-Free Learned Sparse Retrievers"). Needs the tokenizer and the table, and neither torch nor a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.encoders.subword_vocabulary import SubwordVocabulary
+from runtime.activations import SparseActivations
+from runtime.errors import FormatError, NotFoundError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class QueryTable:
+    """Tokenizer and weights of the query side.
+
+    Attributes:
+        tokenizer: with truncation set and padding off.
+        weights: float32 ``[units]``; what is not above 0 never lights up.
+    """
+
+    tokenizer: Tokenizer
+    weights: NDArray[np.float32]
+    vocabulary: SubwordVocabulary
+
+    def encode(
+        self, texts: Sequence[str], prompt: str = "", max_active_dims: int | None = None
+    ) -> SparseActivations:
+        """Weigh the distinct tokens of each text, special tokens not added; an empty text lights nothing."""
+        given = [prompt + text if text.strip() else "" for text in texts]
+        rows = []
+        for encoding in self.tokenizer.encode_batch_fast(given, add_special_tokens=False):
+            units = np.unique(np.asarray(encoding.ids, np.int64))
+            units = units[units < len(self.weights)]
+            units = units[self.weights[units] > 0]
+            if max_active_dims is not None and len(units) > max_active_dims:
+                # stable: of equal weights the lower unit stays
+                units = np.sort(units[np.argsort(-self.weights[units], kind="stable")[:max_active_dims]])
+            rows.append(units.astype(np.int32))
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=indptr[1:])
+        lit = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+        return SparseActivations(indptr, lit, self.weights[lit], len(self.weights))
+
+
+def read_query_table(folder: Path, weights: Path) -> QueryTable:
+    """Read the tokenizer in `folder` and the table in `weights`.
+
+    Args:
+        folder: holds tokenizer.json, and tokenizer_config.json for the limit of tokens.
+        weights: safetensors with one tensor ``weight`` ``[units]``, or a JSON object of tokens and weights
+            (``idf.json``), in which tokens that the tokenizer does not know cannot matter.
+
+    Raises:
+        FormatError: tokenizer or weights are damaged, or do not fit each other.
+        NotFoundError: tokenizer.json is missing, or the package tokenizers is.
+    """
+    tokenizer = read_tokenizer(folder)
+    tokens = tokenizer.get_vocab(with_added_tokens=True)
+    table = _json_weights(weights, tokens) if weights.suffix == ".json" else _safetensors_weights(weights)
+    if table.ndim != 1 or not len(table) or not np.isfinite(table).all():
+        raise FormatError(f"{weights} must hold one row of finite weights, not the shape {table.shape}")
+    if len(table) < tokenizer.get_vocab_size(with_added_tokens=False):
+        raise FormatError(f"{weights} has {len(table)} weights for a tokenizer of {len(tokens)} tokens")
+    return QueryTable(tokenizer, table, SubwordVocabulary(tokens, len(table)))
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder, cutting texts at the length that its configuration names."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise NotFoundError(
+            "this encoder needs the package tokenizers; run: pip install 'lexpert[neural]'"
+        ) from None
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise NotFoundError(
+            f"{path} is missing; save the tokenizer with transformers, which writes that file"
+        )
+    text = path.read_text("utf-8")
+    config_path = folder / "tokenizer_config.json"
+    try:
+        config = json.loads(config_path.read_text("utf-8")) if config_path.is_file() else {}
+        tokenizer = Tokenizer.from_str(_normalized_as_configured(text, config))
+    except Exception as error:  # tokenizers raises plain Exception for a damaged file
+        raise FormatError(f"the tokenizer in {folder} cannot be read ({error})") from None
+    tokenizer.no_padding()
+    limit = int(config.get("model_max_length") or 0)
+    if 0 < limit < 2**31:  # "no limit" is written as 10**30
+        tokenizer.enable_truncation(limit)
+    else:
+        tokenizer.no_truncation()
+    return tokenizer
+
+
+def _normalized_as_configured(tokenizer: str, config: dict[str, Any]) -> str:
+    """transformers lets tokenizer_config.json overrule a BERT normalizer in tokenizer.json; so do we."""
+    value = json.loads(tokenizer)
+    normalizer = value.get("normalizer") or {}
+    if normalizer.get("type") != "BertNormalizer":
+        return tokenizer
+    names = {"lowercase": "do_lower_case", "strip_accents": "strip_accents"}
+    names["handle_chinese_chars"] = "tokenize_chinese_chars"
+    normalizer.update({ours: config[theirs] for ours, theirs in names.items() if theirs in config})
+    return json.dumps(value)
+
+
+def _safetensors_weights(path: Path) -> NDArray[np.float32]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            half = file.get_slice("weight").get_dtype() == "BF16"
+            if not half:
+                return np.asarray(file.get_tensor("weight"), np.float32)
+        with safe_open(path, framework="pt") as file:  # NumPy has no bfloat16
+            return np.asarray(file.get_tensor("weight").float().numpy())
+    except SafetensorError as error:
+        raise FormatError(f"the query weights {path} cannot be read ({error})") from None
+
+
+def _json_weights(path: Path, tokens: dict[str, int]) -> NDArray[np.float32]:
+    try:
+        weights = json.loads(path.read_text("utf-8"))
+        table = np.zeros(max(tokens.values()) + 1, np.float32)
+        for token, weight in weights.items():
+            if token in tokens:
+                table[tokens[token]] = weight
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path} must hold a JSON object of tokens and weights ({error})") from None
+    return table

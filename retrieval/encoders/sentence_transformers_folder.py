@@ -1,0 +1,279 @@
+"""Folders of sentence-transformers' SparseEncoder: read in both generations, written so that both can read.
+
+A folder lists its modules in ``modules.json`` as Python paths: ``sentence_transformers.models.Router``,
+``sentence_transformers.sparse_encoder.models.SpladePooling`` and the like in version 5,
+``sentence_transformers.base.modules.router.Router`` and the like since. Only the last part of such a path is
+looked at, nothing is imported, and a path outside sentence_transformers is refused: it stands for code.
+
+A ``Router`` sends queries and documents through different modules, named in ``router_config.json``. A folder
+without ``modules.json`` is a plain ``*ForMaskedLM`` model: SPLADE with maximum pooling.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import FormatError, NotFoundError
+
+TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+POOLINGS = ("max", "sum")
+ACTIVATIONS = ("relu", "log1p_relu")
+_V5 = "sentence_transformers.sparse_encoder.models"
+
+
+@dataclass(frozen=True)
+class SpladeRoute:
+    """A masked language model followed by SPLADE pooling; names as in `vocabulary_head`."""
+
+    folder: Path
+    pooling: str = "max"
+    activation: str = "relu"
+    max_length: int | None = None
+    lower_case: bool = False
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class TableRoute:
+    """Queries by table: a tokenizer, and a weight per token in model.safetensors or a JSON object."""
+
+    folder: Path
+    weights: Path
+    prompt: str = ""
+
+
+Route = SpladeRoute | TableRoute
+
+
+@dataclass(frozen=True)
+class SparseEncoderFolder:
+    """What a folder says about itself, with nothing loaded yet."""
+
+    documents: SpladeRoute
+    queries: Route
+    max_active_dims: int | None = None
+
+
+def read_folder(folder: Path) -> SparseEncoderFolder:
+    """Read the description of a sparse encoder from its folder.
+
+    Raises:
+        NotFoundError: there is no such folder, or a file that the folder names is missing.
+        FormatError: the folder holds something else than a SPLADE or inference-free encoder.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"there is no encoder folder {folder}")
+    if not (folder / "modules.json").is_file():
+        route = SpladeRoute(folder)
+        return SparseEncoderFolder(route, route)
+    settings = _read_object(folder / "config_sentence_transformers.json")
+    prompts = settings.get("prompts") or {}
+    documents = _route(folder, "document", str(prompts.get("document") or ""))
+    queries = _route(folder, "query", str(prompts.get("query") or ""))
+    if isinstance(documents, TableRoute):
+        raise FormatError(f"{folder} encodes documents by a table; only queries can be encoded so")
+    limit = settings.get("max_active_dims")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise FormatError(
+            f"{folder / 'config_sentence_transformers.json'}: "
+            f"max_active_dims must be 1 or more, not {limit!r}"
+        )
+    return SparseEncoderFolder(documents, queries, limit)
+
+
+def has_query_table(folder: Path) -> bool:
+    """Whether the folder encodes queries by a table, that is, is an inference-free encoder."""
+    return (folder / "modules.json").is_file() and any(
+        kind == "SparseStaticEmbedding" for kind, _ in _modules_of(folder, "query")
+    )
+
+
+def _route(folder: Path, task: str, prompt: str) -> Route:
+    modules = _modules_of(folder, task)
+    kinds = [kind for kind, _ in modules]
+    if kinds == ["SparseStaticEmbedding"]:
+        return _table_route(folder, modules[0][1], prompt)
+    if len(kinds) != 2 or kinds[0] not in ("MLMTransformer", "Transformer") or kinds[1] != "SpladePooling":
+        raise FormatError(
+            f"{folder} encodes a {task} by {' + '.join(kinds) or 'nothing'}; known are a transformer with "
+            "SpladePooling and, for queries, SparseStaticEmbedding"
+        )
+    (kind, transformer), (_, pooling) = modules
+    config = next(
+        (_read_object(transformer / name) for name in TRANSFORMER_CONFIGS if (transformer / name).is_file()),
+        {},
+    )
+    if config.get("transformer_task", "fill-mask" if kind == "MLMTransformer" else None) != "fill-mask":
+        raise FormatError(f"the transformer in {transformer} is not a masked language model (fill-mask)")
+    pooled = _read_object(pooling / "config.json")
+    return SpladeRoute(
+        transformer,
+        _one_of(pooled.get("pooling_strategy", "max"), POOLINGS, pooling, "pooling_strategy"),
+        _one_of(pooled.get("activation_function", "relu"), ACTIVATIONS, pooling, "activation_function"),
+        _max_length(config, task),
+        bool(config.get("do_lower_case", False)),
+        prompt,
+    )
+
+
+def _max_length(config: Mapping[str, Any], task: str) -> int | None:
+    """The most specific of the places where sentence-transformers keeps a limit of tokens."""
+    processing = config.get("processing_kwargs") or {}
+    for limit in (
+        config.get(f"{task}_length"),
+        (processing.get("text") or {}).get("max_length"),
+        (processing.get("common") or {}).get("max_length"),
+        config.get("max_seq_length"),
+    ):
+        if limit is not None:
+            return int(limit)
+    return None
+
+
+def _table_route(folder: Path, module: Path, prompt: str) -> TableRoute:
+    named = _read_object(module / "config.json").get("path")
+    if named is None:
+        weights = module / "model.safetensors"
+        if not weights.is_file() and (module / "pytorch_model.bin").is_file():
+            raise FormatError(
+                f"{module} has only pickled weights (pytorch_model.bin); convert them to safetensors, "
+                "because opening a pickled file can run code"
+            )
+    else:
+        places = [base / str(named) for base in (module, folder)]
+        weights = next((place for place in places if place.is_file()), places[0])
+    if not weights.is_file():
+        raise NotFoundError(f"the query weights {weights} are missing")
+    return TableRoute(module, weights, prompt)
+
+
+def _modules_of(folder: Path, task: str) -> list[tuple[str, Path]]:
+    """Kind and folder of the modules that a text of this task passes through, routers resolved."""
+    listed = _read_json(folder / "modules.json")
+    if not isinstance(listed, list):
+        raise FormatError(f"{folder / 'modules.json'} must hold a list of modules")
+    modules: list[tuple[str, Path]] = []
+    for module in listed:
+        path = _inside(folder, str(module.get("path", "")))
+        kind = _kind(str(module.get("type")), folder)
+        modules += _routed_modules(path, task) if kind in ("Router", "Asym") else [(kind, path)]
+    return modules
+
+
+def _routed_modules(router: Path, task: str) -> list[tuple[str, Path]]:
+    name = "router_config.json"
+    config = _read_object(router / (name if (router / name).is_file() else "config.json"))
+    structure, types, parameters = (config.get(key) or {} for key in ("structure", "types", "parameters"))
+    route = _resolve_route(structure, parameters, task)
+    if route not in structure:
+        raise FormatError(
+            f"{router / name} has no route for a {task}; it has {', '.join(structure) or 'none'}"
+        )
+    return [(_kind(str(types.get(module)), router), _inside(router, module)) for module in structure[route]]
+
+
+def _resolve_route(structure: Mapping[str, Any], parameters: Mapping[str, Any], task: str) -> str | None:
+    """The route of a text, in sentence-transformers' order: mapped, named after task or modality, default."""
+    mappings = {}
+    for key, route in (parameters.get("route_mappings") or {}).items():
+        try:
+            mappings[ast.literal_eval(key)] = route  # tuples are kept as their Python spelling
+        except (ValueError, SyntaxError):
+            continue  # skipped by sentence-transformers as well
+    for key in ((task, "text"), (task, None), (None, "text"), (None, None)):
+        if key in mappings:
+            return str(mappings[key])
+    for name in (task, "text", parameters.get("default_route")):
+        if name in structure:
+            return str(name)
+    return None
+
+
+def write_config(folder: Path, prompts: Mapping[str, str], max_active_dims: int | None) -> None:
+    """Write ``config_sentence_transformers.json``."""
+    config: dict[str, Any] = {
+        "model_type": "SparseEncoder",
+        "__version__": {"sentence_transformers": "5.0.0"},
+        "prompts": dict(prompts),
+        "default_prompt_name": None,
+        "similarity_fn_name": "dot",
+    }
+    if max_active_dims is not None:
+        config["max_active_dims"] = max_active_dims
+    _write_json(folder / "config_sentence_transformers.json", config)
+
+
+def write_modules(folder: Path) -> None:
+    """Write ``modules.json`` for a transformer in `folder` itself with pooling in ``1_SpladePooling``."""
+    modules = [("", f"{_V5}.MLMTransformer"), ("1_SpladePooling", f"{_V5}.SpladePooling")]
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)
+    ]
+    _write_json(folder / "modules.json", listed)
+
+
+def write_router(folder: Path, routes: Mapping[str, list[str]]) -> None:
+    """Write ``modules.json`` and ``router_config.json``; a route's module folders end in their kinds."""
+    kinds = {module: module.rsplit("_", 1)[1] for modules in routes.values() for module in modules}
+    config = {
+        "types": {module: f"{_V5}.{kind}.{kind}" for module, kind in kinds.items()},
+        "structure": dict(routes),
+        "parameters": {"default_route": "document", "allow_empty_key": True},
+    }
+    _write_json(folder / "router_config.json", config)
+    router = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}
+    _write_json(folder / "modules.json", [router])
+
+
+def write_splade_settings(route: SpladeRoute, transformer: Path, pooling: Path, num_terms: int) -> None:
+    """Write the settings of `route` beside a transformer's files and into a pooling folder."""
+    pooling.mkdir(parents=True, exist_ok=True)
+    pooled = {"pooling_strategy": route.pooling, "activation_function": route.activation}
+    _write_json(pooling / "config.json", {**pooled, "word_embedding_dimension": num_terms})
+    config = {"max_seq_length": route.max_length, "do_lower_case": route.lower_case}
+    _write_json(transformer / "sentence_bert_config.json", config)
+
+
+def _kind(path: str, folder: Path) -> str:
+    if not path.startswith("sentence_transformers."):
+        raise FormatError(f"{folder} asks for the module {path}, which is code from outside; it is not run")
+    return path.rsplit(".", 1)[1]
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise FormatError(f"{folder} names the module folder {relative!r}, which is outside of it")
+    return folder / relative
+
+
+def _one_of(value: Any, known: tuple[str, ...], folder: Path, key: str) -> str:
+    if value not in known:
+        raise FormatError(f"{folder / 'config.json'}: {key} is {value!r}; known are {', '.join(known)}")
+    return str(value)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    value = _read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} must hold a JSON object")
+    return value
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is not valid JSON ({error})") from None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
