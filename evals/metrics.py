@@ -61,11 +61,18 @@ def mean(per_query: QueryMetrics, measures: Iterable[str] = MEASURES) -> dict[st
     return {name: fsum(row[name] for row in per_query.values()) / len(per_query) for name in measures}
 
 
+def require_ir_measures() -> None:
+    """Raise NotFoundError unless ir_measures is installed: to be told before the work, not after."""
+    from importlib.util import find_spec
+
+    if find_spec("ir_measures") is None:
+        raise NotFoundError("measuring needs ir_measures; run: pip install 'lexpert[eval]'")
+
+
 def _ir_measures(relevance_level: int) -> dict[str, Any]:
-    try:
-        from ir_measures import AP, RR, R, nDCG
-    except ImportError:
-        raise NotFoundError("measuring needs ir_measures; run: pip install 'lexpert[eval]'") from None
+    require_ir_measures()
+    from ir_measures import AP, RR, R, nDCG
+
     rel = relevance_level
     return {
         "nDCG@10": nDCG @ 10,

@@ -65,9 +65,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         names = list(self.metrics)
         lines = ["\t".join(["query-id", *names])]
-        lines += [
-            "\t".join([query, *(f"{row[n]:.12g}" for n in names)]) for query, row in self.per_query.items()
-        ]
+        lines += ["\t".join([query, *(repr(row[n]) for n in names)]) for query, row in self.per_query.items()]
         _replace(folder / PER_QUERY_FILE, "\n".join(lines) + "\n")
         _replace(folder / REPORT_FILE, json.dumps(self.to_json(), indent=2) + "\n")
 

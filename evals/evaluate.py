@@ -1,0 +1,175 @@
+"""Evaluating an encoder on a collection: index (or reuse the index), search, measure, save."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evals.collections.collection import Collection, Qrels
+from evals.metrics import mean, measure, require_ir_measures
+from evals.report import PLOT_FILE, RUN_FILE, Report
+from evals.runs import Run, write_run
+from runtime.errors import UsageError
+from runtime.progress import progress
+
+if TYPE_CHECKING:
+    from retrieval import SparseEncoder, SparseIndex
+
+WORKSPACE = Path(".lexpert")
+"""Where indexes and reports go unless told otherwise, under the current directory."""
+
+QUERY_BATCH = 512
+"""Queries encoded and searched at once: enough for all cores, few enough for progress."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A report, the run that it was measured on, and the folder where both were saved."""
+
+    report: Report
+    run: Run
+    folder: Path
+
+
+def evaluate(
+    collection: Collection,
+    encoder: SparseEncoder | str | Path,
+    *,
+    out: Path | None = None,
+    indexes: Path | None = None,
+    k: int = 1000,
+    memory: int = 1 << 30,
+    workers: int | None = None,
+    plot: bool = True,
+) -> Evaluation:
+    """Evaluate an encoder on a collection and save report.json, per_query.tsv, run.trec and plot.png.
+
+    The index is built at ``INDEXES/COLLECTION-ENCODER-FINGERPRINTS`` and reused by every later evaluation
+    with the same encoder and the same documents, whatever the split.
+
+    Args:
+        encoder: an encoder, or what `SparseEncoder.load` takes.
+        out: folder of the report; None is ``.lexpert/reports/COLLECTION-SPLIT-ENCODER``.
+        indexes: folder under which indexes are kept; None is ``out/indexes``, or ``.lexpert/indexes`` without
+            an `out`.
+        k: results asked for a query; below 1000, R@1000 and MAP see only these.
+        memory: bound for the index writer, in bytes.
+        workers: processes that encode and build; None lets the writer choose.
+        plot: whether to draw plot.png.
+
+    Raises:
+        UsageError: k below 1.
+        InputError: a malformed document, or an id that a run file cannot hold.
+        NotFoundError: no such encoder, or the packages of ``lexpert[eval]`` are missing.
+    """
+    from retrieval import SparseEncoder, SparseIndex
+    from retrieval.index.build import build_index
+    from retrieval.index.manifest import read_manifest
+
+    if k < 1:
+        raise UsageError(f"k must be at least 1, got {k}")
+    require_ir_measures()
+    label = encoder_label(encoder)
+    loaded = encoder if isinstance(encoder, SparseEncoder) else SparseEncoder.load(encoder)
+    folder = out or WORKSPACE / "reports" / _folder_name(collection.name, collection.split, label)
+    under = indexes or (out or WORKSPACE) / "indexes"
+    # Both fingerprints are in the name, so that another encoder of the same name gets an index of its own.
+    checksum = collection.corpus.checksum().rpartition(":")[2]
+    path = under / _folder_name(collection.name, label, loaded.fingerprint[:8], checksum[:8])
+
+    started = time.perf_counter()
+    built = build_index(path, loaded, collection.corpus, memory=memory, workers=workers)
+    build_seconds = time.perf_counter() - started
+
+    # An encoder that learned its statistics from the corpus is in the index; any other is here already.
+    learned = read_manifest(path).encoder.fingerprint != loaded.fingerprint
+    index = SparseIndex.open(path, encoder=None if learned else loaded)
+    try:
+        run, search_seconds = search_collection(index, collection, k)
+        documents, fingerprint = index.num_documents, index.encoder.fingerprint
+    finally:
+        index.close()
+
+    per_query = measure_run(run, collection.qrels, relevance_level=collection.relevance_level)
+    report = Report(
+        collection=collection.name,
+        split=collection.split,
+        encoder=label,
+        metrics=mean(per_query),
+        queries=len(collection.queries),
+        unanswered=sum(not run.get(query) for query in collection.queries),
+        documents=documents,
+        relevance_level=collection.relevance_level,
+        k=k,
+        seconds={"index": round(build_seconds, 3), "search": round(search_seconds, 3)},
+        queries_per_second=round(len(collection.queries) / search_seconds, 1) if search_seconds else None,
+        index={"path": str(path), "action": built.action, "bytes": folder_bytes(path)},
+        encoder_fingerprint=fingerprint,
+        per_query=per_query,
+    )
+    report.save(folder)
+    write_run(run, folder / RUN_FILE, tag=label)
+    if plot:
+        from evals.plots import plot_report
+
+        plot_report(report, folder / PLOT_FILE)
+    return Evaluation(report, run, folder)
+
+
+def search_collection(index: SparseIndex, collection: Collection, k: int) -> tuple[Run, float]:
+    """Search all queries of a collection; self-matches are dropped where the collection says so.
+
+    Returns:
+        The run, in the order of the queries, at most `k` documents each; and the seconds that encoding the
+        queries and searching took.
+    """
+    depth = k + 1 if collection.drop_self_matches else k
+    run: Run = {}
+    # Outside the time taken: the first search compiles kernels and touches every page of the index's tables.
+    index.search([next(iter(collection.queries.values()))], k=depth)
+    seconds = 0.0
+    with progress("searching", total=len(collection.queries), unit="queries") as advance:
+        for identifiers in _batches(collection.queries):
+            started = time.perf_counter()
+            hits = index.search([collection.queries[identifier] for identifier in identifiers], k=depth)
+            seconds += time.perf_counter() - started
+            for identifier, ids, scores in zip(identifiers, hits.ids, hits.scores, strict=True):
+                ranking = list(zip(ids, (float(score) for score in scores), strict=True))
+                if collection.drop_self_matches:
+                    ranking = [(document, score) for document, score in ranking if document != identifier]
+                run[identifier] = ranking[:k]
+            advance(len(identifiers))
+    return run, seconds
+
+
+def measure_run(run: Run, qrels: Qrels, *, relevance_level: int = 1) -> dict[str, dict[str, float]]:
+    """Measure a run, ranking by ranking in its own order; see `evals.metrics.measure`."""
+    rankings = {query: [document for document, _ in ranking] for query, ranking in run.items()}
+    return measure(qrels, rankings, relevance_level=relevance_level)
+
+
+def encoder_label(encoder: SparseEncoder | str | Path) -> str:
+    """Short name of an encoder, for tables and folders: ``"bm25"``, or the end of a path or hub name."""
+    if isinstance(encoder, str | Path):
+        return Path(encoder).resolve().name if Path(encoder).exists() else str(encoder).rpartition("/")[2]
+    return encoder.family
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files under a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _batches(queries: Iterable[str]) -> Iterator[list[str]]:
+    identifiers = iter(queries)
+    while batch := list(islice(identifiers, QUERY_BATCH)):
+        yield batch
+
+
+def _folder_name(*parts: str) -> str:
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-") for part in parts)
