@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -9,8 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
+
+    from runtime.quantised import QuantisedActivations
 
     Array = NDArray[Any] | torch.Tensor
 else:
@@ -18,8 +23,8 @@ else:
 
 
 def is_tensor(array: Any) -> TypeGuard[torch.Tensor]:
-    """Whether `array` is a torch tensor, without importing torch."""
-    return type(array).__module__.partition(".")[0] == "torch"
+    """Whether `array` is a torch tensor (a parameter too), without importing torch."""
+    return any(cls.__module__.partition(".")[0] == "torch" for cls in type(array).__mro__)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -45,7 +50,8 @@ class SparseActivations:
     num_units: int
 
     def __post_init__(self) -> None:
-        if self.indptr.ndim != 1 or len(self.indptr) == 0 or "int64" not in str(self.indptr.dtype):
+        dtype = str(self.indptr.dtype).removeprefix("torch.")
+        if self.indptr.ndim != 1 or len(self.indptr) == 0 or dtype != "int64":
             raise ValueError("indptr must be a one-dimensional int64 array of num_rows + 1 offsets")
         if self.units.shape != self.weights.shape or self.units.ndim != 1:
             raise ValueError(
@@ -74,6 +80,39 @@ class SparseActivations:
         for start, end in zip(self.indptr[:-1].tolist(), self.indptr[1:].tolist(), strict=True):
             yield self.units[start:end], self.weights[start:end]
 
+    def __getitem__(self, rows: int | slice | Array | Sequence[int]) -> SparseActivations:
+        """The batch of some rows: one (an int), a range (a slice) or those of an index array or mask.
+
+        An int or a slice of step 1 shares `units` and `weights`; anything else copies the rows it names.
+
+        Raises:
+            IndexError: a row that is not there.
+        """
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self.num_rows)
+            if step == 1:
+                return self._range(start, max(start, stop))
+            rows = range(start, stop, step)
+        elif hasattr(rows, "__index__") and getattr(rows, "ndim", 0) == 0:
+            row = operator.index(rows)
+            if not -self.num_rows <= row < self.num_rows:
+                raise IndexError(f"row {row} of a batch of {self.num_rows}")
+            return self._range(row % self.num_rows, row % self.num_rows + 1)
+        return self._take(rows)
+
+    def _range(self, start: int, stop: int) -> SparseActivations:
+        first, last = int(self.indptr[start]), int(self.indptr[stop])
+        indptr = self.indptr[start : stop + 1] - first
+        return SparseActivations(indptr, self.units[first:last], self.weights[first:last], self.num_units)
+
+    def _take(self, rows: Any) -> SparseActivations:
+        from runtime.kernels.registry import kernel
+
+        index = rows if hasattr(rows, "dtype") else np.array(list(rows) or np.zeros(0, np.int64))
+        arrays = self.indptr, self.units, self.weights
+        indptr, units, weights = kernel("take_rows", *arrays)(*arrays, index)
+        return SparseActivations(indptr, units, weights, self.num_units)
+
     @classmethod
     def empty(cls, num_rows: int, num_units: int) -> SparseActivations:
         """Rows that light up nothing (NumPy, int32 units, float32 weights)."""
@@ -93,3 +132,126 @@ class SparseActivations:
         return cls(
             indptr, np.concatenate([u for u, _ in pairs]), np.concatenate([w for _, w in pairs]), num_units
         )
+
+    @classmethod
+    def from_dense(cls, dense: Array) -> SparseActivations:
+        """Keep the non-zeros of ``[num_rows, num_units]``: int32 units, ascending, and the weights' own dtype."""
+        if dense.ndim != 2:
+            raise ValueError(f"dense activations have 2 dimensions, not {dense.ndim}")
+        return cls.from_mask(dense, dense != 0)
+
+    @classmethod
+    def from_mask(cls, dense: Array, mask: Array) -> SparseActivations:
+        """Keep the entries of ``[num_rows, num_units]`` where the boolean `mask` of that shape is true."""
+        from runtime.kernels.registry import kernel
+
+        indptr, units, weights = kernel("from_mask", dense, mask)(dense, mask)
+        return cls(indptr, units, weights, dense.shape[1])
+
+    @classmethod
+    def from_topk(cls, units: Array, weights: Array, num_units: int) -> SparseActivations:
+        """View a router's output, ``[num_rows, k]`` each, as CSR; contiguous arrays are shared."""
+        if units.ndim != 2 or units.shape != weights.shape:
+            raise ValueError(
+                f"units {tuple(units.shape)} and weights {tuple(weights.shape)} must both be [rows, k]"
+            )
+        num_rows, k = units.shape
+        if is_tensor(units):
+            import torch
+
+            indptr: Array = torch.arange(num_rows + 1, dtype=torch.int64, device=units.device) * k
+        else:
+            indptr = np.arange(num_rows + 1, dtype=np.int64) * k
+        return cls(indptr, units.reshape(num_rows * k), weights.reshape(num_rows * k), num_units)
+
+    @staticmethod
+    def concat(batches: Iterable[SparseActivations]) -> SparseActivations:
+        """Put the rows of several batches one after the other.
+
+        The result is as wide as the widest: a vocabulary that grows between batches only adds units.
+
+        Raises:
+            UsageError: there is no batch, so that width and kind of array are unknown.
+        """
+        batches = list(batches)
+        if not batches:
+            raise UsageError("concat got no batch; use SparseActivations.empty(0, num_units) for none")
+        ends = [0]
+        indptrs = [batches[0].indptr[:1]]
+        for batch in batches:
+            indptrs.append(batch.indptr[1:] + ends[-1])
+            ends.append(ends[-1] + batch.nnz)
+        return SparseActivations(
+            _concatenate(indptrs),
+            _concatenate([batch.units for batch in batches]),
+            _concatenate([batch.weights for batch in batches]),
+            max(batch.num_units for batch in batches),
+        )
+
+    def to_dense(self) -> Array:
+        """``[num_rows, num_units]``; repeated units add up, integers as int64 so that none overflows."""
+        from runtime.kernels.registry import kernel
+
+        arrays = self.indptr, self.units, self.weights
+        dense: Array = kernel("to_dense", *arrays)(*arrays, self.num_units)
+        return dense
+
+    def transpose(self) -> SparseActivations:
+        """Swap rows and units; see `runtime.dispatch.transpose`."""
+        from runtime.dispatch import transpose
+
+        return transpose(self)
+
+    def coalesce(self) -> SparseActivations:
+        """Sort each row by unit and merge repeated units into the sum of their weights.
+
+        Weights are added one after the other in the order in which they stand, on every backend. Integer
+        sums are int64. A batch that needs nothing is returned as it is.
+        """
+        from runtime.kernels.registry import kernel
+
+        arrays = self.indptr, self.units, self.weights
+        if kernel("is_coalesced", *arrays)(self.indptr, self.units):
+            return self
+        indptr, units, weights = kernel("coalesce", *arrays)(*arrays)
+        return SparseActivations(indptr, units, weights, self.num_units)
+
+    def quantise(self) -> QuantisedActivations:
+        """Weights in 8 bits; see `runtime.quantised.QuantisedActivations`."""
+        from runtime.quantised import quantise
+
+        return quantise(self)
+
+    def numpy(self) -> SparseActivations:
+        """The batch over NumPy arrays, shared where the tensors are on the CPU.
+
+        Gradients stay behind. bfloat16, which NumPy does not have, becomes float32.
+        """
+        if not is_tensor(self.indptr):
+            return self
+        import torch
+
+        weights = self.weights.detach() if is_tensor(self.weights) else torch.as_tensor(self.weights)
+        if weights.dtype == torch.bfloat16:
+            weights = weights.float()
+        units = torch.as_tensor(self.units)
+        return SparseActivations(
+            self.indptr.cpu().numpy(), units.cpu().numpy(), weights.cpu().numpy(), self.num_units
+        )
+
+    def torch(self, device: torch.device | str | None = None) -> SparseActivations:
+        """The batch over torch tensors on `device`, shared where it is (None: where it is, or the CPU)."""
+        import torch
+
+        indptr, units, weights = (
+            torch.as_tensor(array, device=device) for array in (self.indptr, self.units, self.weights)
+        )
+        return SparseActivations(indptr, units, weights, self.num_units)
+
+
+def _concatenate(arrays: list[Any]) -> Array:
+    if any(is_tensor(array) for array in arrays):
+        import torch
+
+        return torch.cat(arrays)
+    return np.concatenate(arrays)

@@ -59,6 +59,136 @@ def invert_permutation(permutation: Offsets, nnz: int) -> Offsets:
     return inverse
 
 
+def is_coalesced(indptr: Offsets, units: Ints) -> bool:
+    """Whether the units of every row ascend strictly."""
+    ascends = units[1:] > units[:-1]
+    # A row that begins inside the array need not continue the ascent of the row before.
+    begins = indptr[(indptr > 0) & (indptr < len(units))]
+    ascends[begins - 1] = True
+    return bool(ascends.all())
+
+
+def coalesce(indptr: Offsets, units: Ints, weights: Numbers) -> tuple[Offsets, Ints, Numbers]:
+    """Sort each row by unit; equal units become one with the sum of their weights, added in order."""
+    rows = rows_of_nonzeros(indptr, units)
+    order = np.lexsort((units, rows))
+    rows, units, weights = rows[order], units[order], weights[order]
+    first = np.ones(len(units), bool)
+    first[1:] = (rows[1:] != rows[:-1]) | (units[1:] != units[:-1])
+    sums = np.zeros(int(first.sum()), sum_dtype(weights))
+    np.add.at(sums, np.cumsum(first) - 1, weights)
+    return offsets_of(np.bincount(rows[first], minlength=len(indptr) - 1)), units[first], sums
+
+
+def to_dense(indptr: Offsets, units: Ints, weights: Numbers, num_units: int) -> Numbers:
+    """``dense[row, unit] += weight`` for every non-zero."""
+    count_units(indptr, units, num_units)
+    dense = np.zeros((len(indptr) - 1, num_units), sum_dtype(weights))
+    np.add.at(dense, (rows_of_nonzeros(indptr, units), units), weights)
+    return dense
+
+
+def from_mask(dense: Numbers, mask: NDArray[np.bool_]) -> tuple[Offsets, Ints, Numbers]:
+    """CSR of the entries of ``[rows, units]`` where `mask` is true; int32 units."""
+    _, units = np.nonzero(mask)
+    return offsets_of(np.count_nonzero(mask, axis=1)), units.astype(np.int32), dense[mask]
+
+
+def take_rows(indptr: Offsets, units: Ints, weights: Numbers, rows: Any) -> tuple[Offsets, Ints, Numbers]:
+    """CSR of the rows that an index array or a mask names, in its order."""
+    rows = np.asarray(rows)
+    lengths = np.diff(indptr)[rows]
+    taken = offsets_of(lengths)
+    places = np.repeat(indptr[:-1][rows] - taken[:-1], lengths) + np.arange(taken[-1])
+    return taken, units[places], weights[places]
+
+
+def top_k(scores: Numbers, k: int) -> tuple[Ints, Numbers]:
+    """The `k` highest scores of each row, equal ones by lower unit.
+
+    Args:
+        scores: ``[rows, units]`` without NaN.
+        k: at most the number of units.
+
+    Returns:
+        int32 units ``[rows, k]``, ascending, and their scores.
+    """
+    # Reversed, so that among equals a stable ascending sort puts the lower unit last, where it is kept.
+    order = scores.shape[1] - 1 - np.argsort(scores[:, ::-1], axis=1, kind="stable")
+    units = np.sort(order[:, scores.shape[1] - k :], axis=1)
+    return units.astype(np.int32), np.take_along_axis(scores, units, axis=1)
+
+
+def top_p(scores: Numbers, p: float) -> NDArray[np.bool_]:
+    """Mask of the fewest highest scores of each row that make up the fraction `p` of its sum.
+
+    Args:
+        scores: non-negative ``[rows, units]`` without NaN.
+        p: in (0, 1].
+    """
+    order = scores.shape[1] - 1 - np.argsort(scores[:, ::-1], axis=1, kind="stable")[:, ::-1]
+    descending = np.take_along_axis(scores, order, axis=1)
+    mass = np.zeros((len(scores), scores.shape[1] + 1))
+    np.cumsum(descending, axis=1, dtype=np.float64, out=mass[:, 1:])
+    # A unit is kept while those before it are not enough; a row without mass keeps none.
+    mask = np.zeros(scores.shape, bool)
+    np.put_along_axis(mask, order, mass[:, :-1] < p * mass[:, -1:], axis=1)
+    return mask
+
+
+def combine(values: Numbers, rows: Ints, weights: Numbers, num_rows: int) -> Numbers:
+    """``combined[rows[i]] += weights[i] · values[i]``, `i` ascending.
+
+    Args:
+        values: floating ``[entries, width]``.
+        rows: ``[entries]``.
+        weights: ``[entries]``, of the dtype of `values`.
+        num_rows: rows of the result.
+    """
+    combined = np.zeros((num_rows, values.shape[1]), values.dtype)
+    np.add.at(combined, rows, weights[:, None] * values)
+    return combined
+
+
+def grouped_matmul(values: Numbers, offsets: Offsets, matrices: Numbers) -> Numbers:
+    """``values[i] @ matrices[j]`` for every entry `i` of group `j`.
+
+    Args:
+        values: ``[entries, in]``, group by group.
+        offsets: int64 ``[groups + 1]``.
+        matrices: ``[groups, in, out]``.
+    """
+    result = np.empty((len(values), matrices.shape[2]), np.result_type(values, matrices))
+    for group, matrix in enumerate(matrices):
+        entries = slice(offsets[group], offsets[group + 1])
+        result[entries] = values[entries] @ matrix
+    return result
+
+
+def score(
+    indptr: Offsets,
+    units: Ints,
+    weights: Numbers,
+    offsets: Offsets,
+    rows: Ints,
+    impacts: Numbers,
+    num_rows: int,
+) -> Numbers:
+    """``scores[query, row] = Σ_unit weight(query, unit) · impact(unit, row)``, added in the query's order.
+
+    Args:
+        indptr, units, weights: the queries, CSR.
+        offsets, rows, impacts: the postings of each unit, CSR; `impacts` of the dtype of `weights`.
+        num_rows: number of documents.
+    """
+    scores = np.zeros((len(indptr) - 1, num_rows), weights.dtype)
+    for query in range(len(indptr) - 1):
+        for place in range(indptr[query], indptr[query + 1]):
+            postings = slice(offsets[units[place]], offsets[units[place] + 1])
+            np.add.at(scores[query], rows[postings], weights[place] * impacts[postings])
+    return scores
+
+
 def count_units(indptr: Offsets, units: Ints, num_units: int) -> Offsets:
     """How often each unit occurs, int64 ``[num_units]``; refuses arrays that are not what they claim."""
     if np.any(indptr[1:] < indptr[:-1]):
@@ -77,3 +207,15 @@ def rows_of_nonzeros(indptr: Offsets, units: Ints) -> Ints:
 def row_dtype(units: Ints, num_rows: int) -> np.dtype[Any]:
     """Row ids take the dtype of the units, so that transposing twice restores it; int64 from 2**31 rows."""
     return np.dtype(np.int64) if num_rows > np.iinfo(np.int32).max else units.dtype
+
+
+def offsets_of(lengths: Ints) -> Offsets:
+    """int64 ``[len + 1]`` offsets of consecutive pieces of the given lengths."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def sum_dtype(weights: Numbers) -> np.dtype[Any]:
+    """The dtype in which weights add up: integers as wide as NumPy's own sum, floats as they are."""
+    return weights.dtype if weights.dtype.kind == "f" else weights[:0].sum().dtype
