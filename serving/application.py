@@ -19,6 +19,7 @@ from serving.ray_environment import (
     choose_port,
     environment,
     keep_replica_on_loopback,
+    listens_on_loopback_only,
     private_folder,
     ray_settings,
     require_ray,
@@ -72,8 +73,11 @@ def _ray(folder: Path) -> Iterator[None]:
     import ray
     from ray import serve
 
-    if ray.is_initialized():
-        raise ConflictError("this process runs Ray already; start the server from a process of its own")
+    if ray.is_initialized() or not listens_on_loopback_only():
+        raise ConflictError(
+            "this process has imported Ray already, with other settings than the server's; "
+            "start the server from a process that has not"
+        )
     quiet = [logging.getLogger(name) for name in ("ray", "ray.serve")]
     levels = [each.level for each in quiet]
     try:

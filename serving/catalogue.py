@@ -71,7 +71,7 @@ class Catalogue:
             served.encoder.encode_queries(["warm up"])
             units = len(served.encoder.vocabulary)
             if units:
-                served.index.search(SparseActivations.from_rows([([0], [1.0])], units), k=1, threads=1)
+                served.index.search(SparseActivations.from_rows([([0], [1.0])], units), k=1)
 
     def index(self, name: str) -> ServedIndex:
         """The index of that name; 404 if there is none."""

@@ -17,14 +17,11 @@ class ServedEncoder:
 
     Encoders keep caches and may compute on all cores, so two threads in one of them would at best be in each
     other's way. Searching needs no lock, and takes place outside of it.
-
-    Attributes:
-        lock: to be held by whoever makes the encoder work other than through the methods here.
     """
 
     def __init__(self, encoder: SparseEncoder) -> None:
         self._encoder = encoder
-        self.lock = Lock()
+        self._lock = Lock()
 
     @property
     def name(self) -> str:
@@ -39,14 +36,14 @@ class ServedEncoder:
         return self._encoder.vocabulary
 
     def encode_documents(self, texts: Sequence[str]) -> SparseActivations:
-        with self.lock:
+        with self._lock:
             return self._encoder.encode_documents(texts)
 
     def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
-        with self.lock:
+        with self._lock:
             return self._encoder.encode_queries(texts)
 
     def unknown_terms(self, texts: Sequence[str]) -> list[list[str]]:
         """For each text, the terms that the vocabulary cannot express."""
-        with self.lock:
+        with self._lock:
             return [self._encoder.unknown_terms(text) for text in texts]

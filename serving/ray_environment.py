@@ -101,6 +101,8 @@ def ray_settings(folder: Path) -> dict[str, str | None]:
         "RAY_AUTH_MODE": None,  # unset, Ray turns the token on where it knows of it
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Said on standard output whenever Serve stops, and no fault.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": r"ServeController\.graceful_shutdown failed",
         # The workers run in this environment as it is, also below `uv run`.
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         # Without these a replica computes on one core, at a lower priority than its clients.
@@ -189,6 +191,13 @@ done
     "$configuration"
 exec {shlex.quote(binary)} "$@"
 """
+
+
+def listens_on_loopback_only() -> bool:
+    """Whether Ray, as this process imported it, took the setting that keeps its ports on loopback."""
+    from ray._private import ray_constants
+
+    return not getattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
 
 
 def keep_replica_on_loopback() -> None:

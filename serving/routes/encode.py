@@ -9,8 +9,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.asgi import Request, Response, Route
+from serving.catalogue import Catalogue
 from serving.configuration import Limits
-from serving.encoding import ServedEncoder
 from serving.errors import ApiError, from_validation
 from serving.state import ServerState
 
@@ -48,8 +48,10 @@ def read_encode_request(body: bytes, limits: Limits) -> EncodeRequest:
     return parsed
 
 
-def answer(encoder: ServedEncoder, request: EncodeRequest) -> bytes:
-    """Encode, and build the body of the answer (blocking)."""
+def answer(catalogue: Catalogue, body: bytes, limits: Limits) -> bytes:
+    """Parse and encode, and build the body of the answer (blocking)."""
+    request = read_encode_request(body, limits)
+    encoder = catalogue.encoder(request.model)
     encode = encoder.encode_queries if request.role == "query" else encoder.encode_documents
     data = []
     for place, (units, weights) in enumerate(encode(request.texts())):
@@ -74,8 +76,7 @@ async def encode(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
     catalogue = state.catalogue
     limits = state.configuration.limits
-    parsed = read_encode_request(await request.json_body(limits.max_body_bytes), limits)
-    return await state.respond(answer, catalogue.encoder(parsed.model), parsed)
+    return await state.respond(answer, catalogue, await request.json_body(limits.max_body_bytes), limits)
 
 
 ROUTES = (Route("POST", "/v1/encode", encode),)

@@ -75,25 +75,18 @@ def read_search_request(body: bytes, limits: Limits) -> SearchRequest:
                 f"{count} {given[0]}, but at most {limits.max_queries} are allowed",
                 given[0],
             )
-    if "explain" in parsed.parts and not parsed.texts():
-        raise ApiError(
-            422,
-            "invalid_value",
-            "with: explain needs query or queries; vectors have no text to explain",
-            "with",
-        )
     return parsed
 
 
-def answer(served: ServedIndex, request: SearchRequest) -> bytes:
-    """Encode and search, and build the body of the answer (blocking)."""
+def answer(served: ServedIndex, body: bytes, limits: Limits) -> bytes:
+    """Parse, encode and search, and build the body of the answer (blocking)."""
     started = time.perf_counter()
+    request = read_search_request(body, limits)
     queries, unknown_terms = read_queries(served, request)
     try:
-        hits = served.index.search(queries, k=request.k, filter=request.filter, threads=1)
+        hits = served.index.search(queries, k=request.k, filter=request.filter)
     except LexpertError as error:
         raise from_library(error, "filter" if request.filter is not None else None) from error
-    texts = request.texts()
     results = []
     for row, (ids, scores) in enumerate(zip(hits.ids, hits.scores, strict=True)):
         found = []
@@ -102,7 +95,7 @@ def answer(served: ServedIndex, request: SearchRequest) -> bytes:
             if "text" in request.parts:
                 hit["document"] = document_body(served, identifier)
             if "explain" in request.parts:
-                hit["explanation"] = explanation_body(served, texts[row], identifier)
+                hit["explanation"] = explanation_body(served, queries[row], identifier)
             found.append(hit)
         results.append({"hits": found, "unknown_terms": unknown_terms[row], "partial": False})
     took_ms = round((time.perf_counter() - started) * 1e3, 3)
@@ -126,18 +119,16 @@ def document_body(served: ServedIndex, identifier: str) -> dict[str, Any] | None
     return {key: value for key, value in document.items() if key != "_id"}
 
 
-def explanation_body(served: ServedIndex, text: str, identifier: str) -> list[dict[str, Any]]:
+def explanation_body(served: ServedIndex, query: SparseActivations, identifier: str) -> list[dict[str, Any]]:
     """The shares of the terms in a hit's score, largest first; they add up to the score."""
-    with served.encoder.lock:
-        explanation = served.index.explain(text, identifier)
     return [
         {
             "token": share.term,
-            "query": float(share.query_weight),
-            "document": float(share.document_weight),
-            "share": float(share.share),
+            "query": share.query_weight,
+            "document": share.document_weight,
+            "share": share.share,
         }
-        for share in explanation.shares
+        for share in served.index.explain(query, identifier).shares
     ]
 
 
@@ -145,8 +136,7 @@ async def search(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
     served = state.catalogue.index(request.path_parameters["name"])
     limits = state.configuration.limits
-    parsed = read_search_request(await request.json_body(limits.max_body_bytes), limits)
-    return await state.respond(answer, served, parsed)
+    return await state.respond(answer, served, await request.json_body(limits.max_body_bytes), limits)
 
 
 ROUTES = (Route("POST", "/v1/indexes/{name}/search", search),)

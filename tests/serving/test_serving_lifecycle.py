@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from retrieval import SparseIndex
+from runtime.errors import ConflictError, FormatError, NotFoundError, UsageError
+from serving.api import Api
+from serving.application import running
+from serving.catalogue import Catalogue, check_indexes
+from serving.cli import configure
+from serving.configuration import ServerConfiguration
+from serving.log import last_error, relayed
+from serving.ray_environment import (
+    choose_port,
+    environment,
+    haproxy_settings,
+    private_folder,
+    ray_settings,
+    usable_haproxy,
+)
+from serving.request_identity import RequestIdentity
+
+
+def test_until_its_indexes_are_open_a_server_lives_but_is_not_ready(
+    configuration: ServerConfiguration,
+) -> None:
+    from tests.serving.conftest import InProcess
+
+    api = InProcess(Api(configuration))
+    assert api.get("/health").status_code == 200
+    for method, path in (("GET", "/ready"), ("GET", "/v1/indexes"), ("POST", "/v1/indexes/docs/search")):
+        response = api.request(method, path)
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["error"]["code"] == "not_ready"
+    api.api.state.open()
+    assert api.get("/ready").json() == {"status": "ready", "indexes": {"docs": 1}}
+    api.api.state.close()
+    assert api.get("/ready").status_code == 503
+
+
+def test_version_and_indexes_say_what_is_served(api: Any, index: SparseIndex) -> None:
+    assert api.get("/version").json()["name"] == "lexpert"
+    described = {
+        "name": "docs",
+        "documents": index.num_documents,
+        "version": index.generation,
+        "encoder": {"name": "bm25", "fingerprint": index.encoder.fingerprint},
+        "fields": {"year": "int", "module": "keyword"},
+    }
+    assert api.get("/v1/indexes").json() == {"indexes": [described]}
+    assert api.get("/v1/indexes/docs").json() == described
+
+
+def test_a_head_request_is_answered_without_a_body(api: Any) -> None:
+    response = api.request("HEAD", "/health")
+    assert (response.status_code, response.content) == (200, b"")
+
+
+async def live(app: Api, *events: str) -> list[dict[str, Any]]:
+    """Send lifespan events to an application and return what it said."""
+    sent: list[Any] = []
+    received = iter(events)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": next(received)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app({"type": "lifespan"}, receive, send)
+    return sent
+
+
+def test_the_lifespan_opens_and_closes_the_indexes(configuration: ServerConfiguration) -> None:
+    said = asyncio.run(live(Api(configuration), "lifespan.startup", "lifespan.shutdown"))
+    assert [message["type"] for message in said] == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+    ]
+
+
+def test_a_lifespan_that_cannot_open_an_index_says_why(tmp_path: Path) -> None:
+    missing = ServerConfiguration(indexes={"docs": tmp_path / "missing"})
+    (said,) = asyncio.run(live(Api(missing), "lifespan.startup"))
+    assert said["type"] == "lifespan.startup.failed"
+    assert "missing" in said["message"]
+
+
+def test_answers_that_are_not_ours_get_our_shape() -> None:
+    async def overloaded(_scope: Any, _receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"text/plain"), (b"retry-after", b"7"), (b"x-request-id", b"other")]
+        await send({"type": "http.response.start", "status": 429, "headers": headers})
+        await send({"type": "http.response.body", "body": b"Request dropped due to ", "more_body": True})
+        await send({"type": "http.response.body", "body": b"backpressure"})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "headers": [(b"x-request-id", b"mine")]}
+    asyncio.run(RequestIdentity(overloaded)(scope, None, send))  # type: ignore[arg-type]
+    start, body = sent
+    assert start["status"] == 429
+    assert dict(start["headers"])[b"retry-after"] == b"7"
+    assert [value for name, value in start["headers"] if name == b"x-request-id"] == [b"mine"]
+    assert b'"code":"overloaded"' in body["body"]
+    assert b'"request_id":"mine"' in body["body"]
+
+
+def test_two_encoders_of_one_name_are_told_apart_by_index(index_folder: Path, tmp_path: Path) -> None:
+    from retrieval import IndexWriter, SparseEncoder
+
+    with IndexWriter.create(tmp_path / "other", encoder=SparseEncoder.load("bm25")) as writer:
+        writer.add([{"_id": "1", "text": "another collection"}])
+    catalogue = Catalogue.open({"docs": index_folder, "same": index_folder, "other": tmp_path / "other"})
+    assert catalogue.encoder("docs").fingerprint != catalogue.encoder("other").fingerprint
+    with pytest.raises(Exception, match="several encoders are named bm25; name an index: docs, other, same"):
+        catalogue.encoder("bm25")
+    catalogue.close()
+    catalogue = Catalogue.open({"docs": index_folder, "same": index_folder})
+    assert catalogue.encoder("bm25").fingerprint == catalogue.encoder("same").fingerprint
+    catalogue.close()
+
+
+# What is refused before Ray is started
+
+
+def test_a_missing_or_damaged_index_is_refused_before_anything_starts(
+    index_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFoundError, match="no index"):
+        check_indexes({"docs": index_folder, "gone": tmp_path / "gone"})
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_bytes((index_folder / "manifest.json").read_bytes()[:-10])
+    with pytest.raises(FormatError, match="damaged"), running(ServerConfiguration(indexes={"docs": damaged})):
+        pass
+
+
+def test_a_taken_port_is_one_sentence(index_folder: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(ConflictError, match=f"port {port} .* is taken .* --port"),
+            running(ServerConfiguration(indexes={"docs": index_folder}, port=port)),
+        ):
+            pass
+    assert choose_port(0) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["docs"], "NAME=DIR"),
+        (["docs="], "NAME=DIR"),
+        (["=dir"], "letters, digits"),
+        (["a/b=dir"], "letters, digits"),
+        (["../x=dir"], "letters, digits"),
+        ([f"{'x' * 65}=dir"], "letters, digits"),
+        (["docs=a", "docs=b"], "twice"),
+    ],
+)
+def test_a_wrong_index_option_says_what_is_right(options: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        configure(options, 0)
+
+
+def test_index_options_become_absolute_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    configuration = configure(["a=one", "b=x=y"], 9000)
+    assert configuration.indexes == {"a": tmp_path / "one", "b": tmp_path / "x=y"}
+    assert configuration.port == 9000
+
+
+def test_a_configuration_refuses_what_it_does_not_know() -> None:
+    for wrong in ({"indexes": {}}, {"indexes": {"a": "x"}, "host": "0.0.0.0"}, {"indexes": {"a/b": "x"}}):
+        with pytest.raises(ValidationError):
+            ServerConfiguration.model_validate(wrong)
+
+
+# What Ray is told
+
+
+def test_the_private_folder_and_the_token_are_for_this_user_alone() -> None:
+    with private_folder() as folder:
+        ray_settings(folder)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
+        assert len((folder / "token").read_text()) == 64
+    assert not folder.exists()
+
+
+def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEXPERT_TEST_A", "before")
+    monkeypatch.setenv("LEXPERT_TEST_B", "before")
+    monkeypatch.delenv("LEXPERT_TEST_C", raising=False)
+    with environment({"LEXPERT_TEST_A": "during", "LEXPERT_TEST_B": None, "LEXPERT_TEST_C": "during"}):
+        assert os.environ["LEXPERT_TEST_A"] == os.environ["LEXPERT_TEST_C"] == "during"
+        assert "LEXPERT_TEST_B" not in os.environ
+    assert os.environ["LEXPERT_TEST_A"] == os.environ["LEXPERT_TEST_B"] == "before"
+    assert "LEXPERT_TEST_C" not in os.environ
+
+
+def test_without_a_usable_haproxy_the_python_proxy_is_taken_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "haproxy"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o700)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(broken))
+    assert usable_haproxy() is None
+    settings = ray_settings(tmp_path)
+    assert settings["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert len(caplog.records) == 1
+    assert "Python proxy" in caplog.text
+
+
+def test_the_launcher_closes_what_ray_leaves_open(tmp_path: Path) -> None:
+    import subprocess
+
+    settings = haproxy_settings(tmp_path / "proxy", "/bin/echo")
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text(
+        "    stats socket /x/a.sock mode 666 level admin\n    errorfile 503 /x/500.http\n"
+        "frontend prometheus\n    bind :9101\nfrontend http\n    bind 127.0.0.1:8000\n"
+        "listen stats\n  bind *:8404\n"
+    )
+    launcher = str(settings["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    ran = subprocess.run(
+        [launcher, "-db", "-f", str(configuration)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == f"-db -f {configuration}\n"
+    assert configuration.read_text() == (
+        f"    stats socket /x/a.sock mode 600 level admin\n    errorfile 503 {tmp_path}/proxy/503.http\n"
+        "frontend prometheus\n    bind 127.0.0.1:9101\nfrontend http\n    bind 127.0.0.1:8000\n"
+        "listen stats\n  bind 127.0.0.1:8404\n"
+    )
+
+
+def test_the_log_is_relayed_to_its_end(tmp_path: Path) -> None:
+    log_file = tmp_path / "server.log"
+    log_file.write_text("2026-01-01 00:00:00,000 ERROR first\n")
+    shown = io.StringIO()
+    with relayed(log_file, shown, interval_s=60), log_file.open("a") as log:
+        log.write("2026-01-01 00:00:01,000 ERROR second: ё\nTraceback\n")
+    assert shown.getvalue().splitlines() == [
+        "2026-01-01 00:00:00,000 ERROR first",
+        "2026-01-01 00:00:01,000 ERROR second: ё",
+        "Traceback",
+    ]
+    assert last_error(log_file) == "second: ё"
