@@ -50,8 +50,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
 
     if not path.is_file():
         raise NotFoundError(f"{path} is missing; give a JSONL file with one JSON object a line")
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as lines:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

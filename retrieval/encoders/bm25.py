@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ class Bm25Encoder(CountingEncoder):
         self.total_length = 0
         self.document_frequency: NDArray[np.int64] = np.zeros(0, np.int64)
         self._vocabulary = TermVocabulary()
-        self._analyzer = EnglishAnalyzer()
+        self._of_thread = threading.local()
         self._fingerprint: str | None = None
 
     @property
@@ -204,6 +205,14 @@ class Bm25Encoder(CountingEncoder):
         return SparseActivations.concat(batches).coalesce()
 
     # Queries
+
+    @property
+    def _analyzer(self) -> EnglishAnalyzer:
+        # One a thread: an analyzer remembers words as it meets them, and a server encodes in many threads.
+        if not hasattr(self._of_thread, "analyzer"):
+            self._of_thread.analyzer = EnglishAnalyzer()
+        analyzer: EnglishAnalyzer = self._of_thread.analyzer
+        return analyzer
 
     def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
         """Term counts; terms that no document has are left out (`unknown_terms` names them)."""

@@ -64,8 +64,8 @@ class SparseEncoder(ABC):
     def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
         """Encode queries, in the same form as documents."""
 
-    def unknown_terms(self, text: str) -> list[str]:
-        """Terms of a query that the vocabulary cannot express (empty for subword vocabularies)."""
+    def unknown_terms(self, text: str) -> list[str]:  # noqa: ARG002 - families with whole words use it
+        """Terms of a query that the vocabulary cannot express; none where it is made of subwords."""
         return []
 
     @abstractmethod

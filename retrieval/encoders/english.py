@@ -16,7 +16,7 @@ import Stemmer
 from numpy.typing import NDArray
 
 STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these "
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these "  # noqa: SIM905
     "they this to was will with".split()
 )
 
@@ -28,7 +28,10 @@ MAX_TOKEN_LENGTH = 255
 # punctuation join freely (WB5, WB8 to WB10, WB13). Han and Hiragana characters are tokens of their own.
 _LETTER = r"[^\W\d_\u3040-\u309f\u4e00-\u9fff\u3400-\u4dbf]"
 _MID_LETTER = r"[:\u00b7\u0387\u055f\u05f4\u2027\ufe13\ufe55\uff1a.\u2018\u2019\u2024\ufe52\uff07\uff0e']"
-_MID_NUMBER = r"[,;\u037e\u0589\u060c\u060d\u066c\u07f8\u2044\ufe10\ufe14\ufe50\ufe54\uff0c\uff1b.\u2018\u2019\u2024\ufe52\uff07\uff0e']"
+_MID_NUMBER = (
+    r"[,;\u037e\u0589\u060c\u060d\u066c\u07f8\u2044\ufe10\ufe14\ufe50\ufe54\uff0c\uff1b"
+    r".\u2018\u2019\u2024\ufe52\uff07\uff0e']"
+)
 _JOINED = r"[^\W\u3040-\u309f\u4e00-\u9fff\u3400-\u4dbf]"
 _TOKEN = re.compile(
     rf"{_JOINED}(?:{_JOINED}|[\u0300-\u036f\u200d\u00ad]"

@@ -54,10 +54,8 @@ class ArrayWriter:
         self._bytes = 0
         self._file: BinaryIO = path.open("wb", buffering=0)
 
-    def append(self, values: NDArray[Any] | bytes) -> None:
-        if not isinstance(values, bytes):
-            values = np.ascontiguousarray(values, self.dtype).view(np.uint8).reshape(-1).data.cast("B")  # type: ignore[assignment]
-        view = memoryview(values)
+    def append(self, values: NDArray[Any]) -> None:
+        view = memoryview(np.ascontiguousarray(values, self.dtype).view(np.uint8))
         self._sha256.update(view)
         self._bytes += len(view)
         with disk_errors(self.path):

@@ -68,8 +68,8 @@ class SourceEntry(_Entry):
 class Manifest(_Entry):
     """Everything that a reader has to know; `generation` grows by one with every commit."""
 
-    format: Literal["lexpert-index"] = FORMAT
-    version: Literal[1] = VERSION
+    format: Literal["lexpert-index"] = "lexpert-index"
+    version: Literal[1] = 1
     generation: int
     num_units: int
     encoder: EncoderEntry

@@ -122,13 +122,15 @@ class Segment:
     def window_rows(self, window: int, num_units: int) -> SparseActivations:
         """The documents of one window as rows: units ascending; weights are impacts."""
         documents = min(WINDOW_DOCUMENTS, self.num_documents - window * WINDOW_DOCUMENTS)
-        indptr, units, impacts = _transpose_window(*self._window(window), documents)
+        units, starts, rows, impacts = self._window(window)
+        indptr, units, impacts = _transpose_window(units, starts, rows, impacts, documents)
         return SparseActivations(indptr, units, impacts, num_units)
 
     def row(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The units (ascending) and impacts of one document."""
         window, local = divmod(row, WINDOW_DOCUMENTS)
-        units, impacts = _document_postings(*self._window(window), local)
+        units, starts, rows, impacts = self._window(window)
+        units, impacts = _document_postings(units, starts, rows, impacts, local)
         return units, impacts
 
     def _window(self, window: int) -> tuple[NDArray[Any], ...]:

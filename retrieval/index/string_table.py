@@ -38,7 +38,7 @@ def hash_strings(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray
 
 
 @numba.njit(nogil=True, cache=True)
-def find_strings(  # noqa: PLR0913 - a kernel over the columns of two tables
+def find_strings(
     data: NDArray[np.uint8],
     offsets: NDArray[np.int64],
     hashes: NDArray[np.uint64],

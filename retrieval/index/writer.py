@@ -278,10 +278,13 @@ class IndexWriter:
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents by id and return how many were there."""
         wanted = list(dict.fromkeys(ids))
-        deleted = sum(self._buffer.discard(identifier) for identifier in wanted)
+        buffered = [identifier for identifier in wanted if self._buffer.discard(identifier)]
         self._finish_building()
-        deleted += sum(segment.delete(wanted) for segment in self._segments)
-        self._report = replace(self._report, deleted=self._report.deleted + deleted)
+        # A buffered document had replaced the one that the segments still hold.
+        replaced = sum(segment.delete(buffered) for segment in self._segments)
+        deleted = len(buffered) + sum(segment.delete(wanted) for segment in self._segments)
+        report = self._report
+        self._report = replace(report, deleted=report.deleted + deleted, replaced=report.replaced + replaced)
         return deleted
 
     def commit(self, source: SourceEntry | None = None) -> CommitReport:

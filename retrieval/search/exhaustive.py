@@ -47,7 +47,7 @@ def _sift_up(scores: NDArray[np.float32], rows: NDArray[np.int64], child: int) -
 
 
 @numba.njit(nogil=True, cache=True)
-def search_windows(  # noqa: PLR0913 - a kernel over the arrays of a segment
+def search_windows(
     first_window: int,
     last_window: int,
     num_documents: int,
