@@ -32,18 +32,19 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: Path, tag: s
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    label = _word(tag.replace(" ", "_"), "tag", path)
+    label = "_".join(tag.split()) or "untagged"
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:
             for query, ranking in run.items():
-                _word(query, "query id", path)
-                if len({document for document, _ in ranking}) != len(ranking):
+                documents = [document for document, _ in ranking]
+                _check_words([query, *documents], path)
+                if len(set(documents)) != len(documents):
                     raise InputError(f"the ranking of query {query!r} holds a document twice")
                 scores = strictly_decreasing([score for _, score in ranking], f"query {query!r}")
                 file.writelines(
-                    f"{query} Q0 {_word(document, 'document id', path)} {rank} {score} {label}\n"
-                    for rank, ((document, _), score) in enumerate(
-                        zip(ranking, scores.astype(str), strict=True), start=1
+                    f"{query} Q0 {document} {rank} {score} {label}\n"
+                    for rank, (document, score) in enumerate(
+                        zip(documents, scores.astype(str).tolist(), strict=True), start=1
                     )
                 )
             file.flush()
@@ -92,12 +93,16 @@ def strictly_decreasing(scores: Sequence[float], where: str) -> NDArray[np.float
         InputError: a score that is not finite as a float32; names `where`.
     """
     with np.errstate(over="ignore"):
-        decreasing = np.asarray(scores, dtype=np.float32).copy()
-    lowest = np.float32(-np.inf)
-    for place in range(1, len(decreasing)):
-        if decreasing[place] >= decreasing[place - 1]:
-            decreasing[place] = np.nextafter(decreasing[place - 1], lowest)
-    if not np.isfinite(decreasing).all():
+        given = np.asarray(scores, dtype=np.float32)
+    # The bits of a float32, with the sign taken as a sign, count the numbers in between: y[i] is to be the
+    # smaller of x[i] and y[i - 1] - 1, so y[i] + i is the running minimum of x[i] + i.
+    bits = given.view(np.int32).astype(np.int64)
+    ordinals = np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+    places = np.arange(len(ordinals))
+    ordinals = np.minimum.accumulate(ordinals + places) - places
+    bits = np.where(ordinals >= 0, ordinals, -ordinals | 0x80000000)
+    decreasing = bits.astype(np.uint32).view(np.float32)
+    if not (np.isfinite(given).all() and np.isfinite(decreasing).all()):
         raise InputError(f"{where} has a score that is not a finite number")
     return decreasing
 
@@ -121,7 +126,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, values
 
 
-def _word(word: str, what: str, path: Path) -> str:
-    if len(word.split()) != 1 or word.split()[0] != word:
-        raise InputError(f"{path} cannot hold the {what} {word!r}: its columns are separated by white space")
-    return word
+def _check_words(identifiers: list[str], path: Path) -> None:
+    if " ".join(identifiers).split() != identifiers:
+        wrong = next(identifier for identifier in identifiers if identifier.split() != [identifier])
+        raise InputError(f"{path} cannot hold the id {wrong!r}: its columns are separated by white space")
