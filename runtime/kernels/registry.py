@@ -115,9 +115,8 @@ def _named(operation: str, arrays: tuple[Array, ...], name: str) -> Callable[...
         raise error(f"backend {name!r} cannot run {operation}: {reason}")
     function = _function(candidate, operation)
     if function is None:
-        raise UsageError(
-            f"backend {name!r} does not have {operation}; choose from {backends(operation, *arrays)}"
-        )
+        able = ", ".join(backends(operation, *arrays))
+        raise UsageError(f"backend {name!r} does not have {operation}; choose from {able}")
     return function
 
 

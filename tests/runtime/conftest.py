@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from runtime.activations import SparseActivations
 
-settings.register_profile("runtime", derandomize=True, deadline=None, max_examples=60)
+settings.register_profile("runtime", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("runtime")
 
 
