@@ -57,6 +57,49 @@ def serve(
     say("stopped")
 
 
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End when the answers are printed.")] = False,
+    port: Annotated[
+        int, typer.Option(help="Port on 127.0.0.1; a free one if it is taken.", min=0, max=65535)
+    ] = 8000,
+    folder: Annotated[
+        Path, typer.Option(help="Where the index and the report go; kept for the next run.", metavar="DIR")
+    ] = Path(".lexpert/demo"),
+) -> None:
+    """Index, evaluate, serve and search the documentation of this machine's Python.
+
+    \b
+    Examples:
+      lexpert demo
+      lexpert demo --once
+    """
+    from rich.console import Console
+
+    from serving.application import running
+    from serving.configuration import ServerConfiguration
+    from serving.demo import INDEX_NAME, QUESTIONS, ask, free_port, prepare, show_answer, show_preparation
+
+    console = Console()
+    prepared = prepare(folder)
+    show_preparation(prepared, console)
+    say(f"starting the server for {prepared.index} …")
+    configuration = ServerConfiguration(indexes={INDEX_NAME: prepared.index.absolute()}, port=free_port(port))
+    with StopSignals() as stop:
+        try:
+            with running(configuration) as server:
+                for question in QUESTIONS:
+                    show_answer(question, ask(server.url, question), console)
+                if once:
+                    return
+                console.print(f"\nserving on {server.url} until Ctrl-C; ask it something:")
+                console.print(example(server.url, INDEX_NAME), highlight=False, soft_wrap=True)
+                stop.wait()
+        except KeyboardInterrupt:
+            say("stopped before it could serve")
+            raise typer.Exit(1) from None
+    say("stopped")
+
+
 def example(url: str, index: str) -> str:
     """A command line that asks a server."""
     body = '{"query": "your question", "k": 3}'

@@ -116,6 +116,10 @@ class CountingEncoder(SparseEncoder):
     def is_fitted(self) -> bool: ...
 
     @abstractmethod
+    def fit(self, texts: Iterable[str], workers: int = 1) -> Self:
+        """Learn the statistics of a collection, read once; returns the encoder."""
+
+    @abstractmethod
     def count_batches(
         self, batches: Iterable[Sequence[str]], workers: int = 1
     ) -> Iterator[tuple[SparseActivations, NDArray[np.int64]]]:

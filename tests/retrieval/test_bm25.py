@@ -131,7 +131,7 @@ def test_a_truncated_array_is_refused(tmp_path: Path) -> None:
         SparseEncoder.load(tmp_path / "encoder")
 
 
-def test_worker_processes_count_like_one(tmp_path: Path) -> None:
+def test_worker_processes_count_like_one() -> None:
     batches = [[f"word{number % 7} common text {number}", "", TEXTS[number % 4]] for number in range(20)]
     assert len(batches) > START_AFTER_BATCHES
     single, several = list(count_batches(batches, 1)), list(count_batches(batches, 2))

@@ -51,7 +51,7 @@ def test_verify_finds_any_flipped_byte(index: Path) -> None:
             damaged = bytearray(original)
             damaged[place] ^= 1 << place % 8
             path.write_bytes(damaged)
-            with pytest.raises(FormatError, match="damage|version|not the manifest|not understood"):
+            with pytest.raises(FormatError, match=r"damage|version|not the manifest|not understood"):
                 SparseIndex.open(index).verify()
         path.write_bytes(original)
     assert SparseIndex.open(index).verify() > 0

@@ -218,7 +218,7 @@ def test_bad_requests_are_one_sentence(number_encoder: Any, tmp_path: Path) -> N
         {"field": "year", "in": 1999},
         {"field": "year", "exists": 1},
     ):
-        with pytest.raises(UsageError, match="filter|field"):
+        with pytest.raises(UsageError, match=r"filter|field"):
             index.search(["1:1"], filter=condition)  # type: ignore[arg-type]
     for weight in (-1.0, np.nan, np.inf):
         with pytest.raises(InputError, match="weight"):

@@ -106,10 +106,10 @@ def test_an_unknown_version_is_said_before_anything_else(folder: Path) -> None:
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    rows = [activations([{1: 1.0}]), activations([{1: 1.0}, {2: 1.0}])]
-    with pytest.raises(InputError), VectorWriter(tmp_path / "vectors", NUM_UNITS, "f00d") as writer:
-        for row in rows:
-            writer.append(["a"], row)
+    writer = VectorWriter(tmp_path / "vectors", NUM_UNITS, "f00d")
+    writer.append(["a"], activations([{1: 1.0}]))
+    with pytest.raises(InputError), writer:
+        writer.append(["b"], activations([{1: 1.0}, {2: 1.0}]))
     assert list(tmp_path.iterdir()) == []
 
 
