@@ -189,6 +189,10 @@ done
     -e 's|^\\( *errorfile 504 \\).*|\\1'{pages}'/504.http|' \\
     -e 's|^\\( *stats socket .*\\) mode 666 |\\1 mode 600 |' \\
     "$configuration"
+# Should the server be killed outright, HAProxy would go on holding its port.
+if setpriv --pdeathsig TERM true 2>/dev/null; then
+    exec setpriv --pdeathsig TERM {shlex.quote(binary)} "$@"
+fi
 exec {shlex.quote(binary)} "$@"
 """
 
