@@ -53,7 +53,8 @@ def plot_reports(reports: Sequence[Report], path: Path) -> None:
     axes.barh(places, values, color=[ORANGE] + [BLUE] * len(ordered), height=0.68)
     axes.scatter(recalls, places, marker="|", s=160, linewidths=2, color=INK, zorder=3)
     for place, value in enumerate(values):
-        axes.text(value - 0.01, place, f"{value:.3f}", va="center", ha="right", color="white", fontsize=9)
+        colour = "white" if value > 0.08 else INK
+        axes.text(0.01, place, f"{value:.3f}", va="center", color=colour, fontsize=9, fontweight="bold")
     axes.set_yticks(places, names)
     axes.set_xlim(0, 1)
     axes.tick_params(axis="y", length=0)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 # Neither documentation nor anything a program would import.
@@ -205,27 +204,33 @@ def _inspect_module(name: str) -> Module | None:
     except ImportError:  # built for another platform, or against a library that is not installed
         return None
     module = Module(docstring=inspect.cleandoc(found.__doc__ or ""))
-    for public, value in sorted(vars(found).items()):
-        definition = None if public.startswith("_") else _inspect(value, in_class=False)
-        if definition is not None and not isinstance(value, ModuleType):
-            module.names[public] = definition
+    for public, current in sorted(vars(found).items()):
+        # Programs replace some of these (sys.excepthook) and add others (exit, a notebook's display). The
+        # originals stay under __name__, and what was added is written in Python.
+        original = vars(found).get(f"__{public}__")
+        value = original if inspect.isbuiltin(original) else current
+        if not public.startswith("_") and (inspect.isbuiltin(value) or isinstance(value, type)):
+            module.names[public] = _inspect(value, in_class=False)
     return module
 
 
-def _inspect(value: Any, in_class: bool) -> Definition | None:
-    if isinstance(value, type):
-        members = {}
-        for name, member in sorted(vars(value).items()):
-            found = None if name.startswith("_") else _inspect(member, in_class=True)
-            if found is not None and found.kind == "method":
-                members[name] = found
-        return Definition("class", _text_signature(value), _docstring(value), members)
-    if callable(value) or inspect.isdatadescriptor(value) or isinstance(value, classmethod | staticmethod):
-        # An instance (sys.stdout, an exit function) shows its type's docstring, which is not about it.
-        if _docstring(value) == _docstring(type(value)):
-            return None
+def _inspect(value: Any, in_class: bool) -> Definition:
+    if not isinstance(value, type):
         return Definition("method" if in_class else "function", _text_signature(value), _docstring(value))
-    return None
+    members = {
+        name: _inspect(member, in_class=True)
+        for name, member in sorted(vars(value).items())
+        if not name.startswith("_") and not isinstance(member, type) and _is_method(member)
+    }
+    return Definition("class", _text_signature(value), _docstring(value), members)
+
+
+def _is_method(member: Any) -> bool:
+    return (
+        inspect.isroutine(member)
+        or inspect.isdatadescriptor(member)
+        or isinstance(member, classmethod | staticmethod)
+    )
 
 
 def _docstring(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,20 @@ def test_reading_twice_gives_the_same_checksum_and_a_change_another(library: Pat
     assert PythonDocs(library).checksum() == before
     (library / "json" / "decoder.py").write_text('"""Decodes."""')
     assert PythonDocs(library).checksum() != before
+
+
+def test_what_a_program_puts_into_built_in_modules_is_not_documentation(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = PythonDocs(library).checksum()
+
+    def hook(*_: object) -> None:
+        """Put in place of the one that is documented."""
+
+    monkeypatch.setattr(sys, "excepthook", hook)
+    monkeypatch.setattr(builtins, "display", hook, raising=False)
+    assert PythonDocs(library).checksum() == before
+    assert "sys.excepthook" in {document["_id"] for document in PythonDocs(library)}
 
 
 @pytest.fixture(scope="module")
