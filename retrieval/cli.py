@@ -339,7 +339,8 @@ def _search_file(index: SparseIndex, queries: Path, run: Path, k: int, condition
 
 def encode(
     corpus: Annotated[
-        Path, typer.Option(help="corpus.jsonl or queries.jsonl: one {_id, title, text} a line.", metavar="FILE")
+        Path,
+        typer.Option(help="corpus.jsonl or queries.jsonl: one {_id, title, text} a line.", metavar="FILE"),
     ],
     out: Annotated[Path, typer.Option(help="File (anserini) or folder (binary) to write.", metavar="PATH")],
     encoder: Encoder = "bm25",
@@ -359,7 +360,7 @@ def encode(
 
     lexpert encode --encoder naver/splade-v3 --corpus corpus.jsonl --out vectors
 
-    lexpert encode --encoder naver/splade-v3 --corpus queries.jsonl --role query --format anserini --out queries.splade.jsonl
+    lexpert encode --encoder naver/splade-v3 --corpus queries.jsonl --role query --format anserini --out q.jsonl
     """
     from retrieval.documents import document_text, read_documents
     from retrieval.encoders.encoder import CountingEncoder

@@ -22,9 +22,9 @@ from serving.configuration import HOST
 
 INDEX_NAME = "python"
 QUESTIONS = (
-    "how do I read a csv file whose first row holds the column names",
-    "wait for a subprocess to finish and get its output",
-    "count how often each element occurs in a list",
+    "run a function in another thread and get its result",
+    "parse a date from a string in a given format",
+    "find the most similar strings to a word",
 )
 HITS = 3
 SNIPPET_WORDS = 36

@@ -39,7 +39,7 @@ def _live_runs(segments: Sequence[Segment], num_units: int) -> Iterator[Document
             rows = np.flatnonzero(~segment.deleted[start:end])
             activations = segment.window_rows(window, num_units)
             yield DocumentRun(
-                ids=[segment.ids[start + row] for row in rows.tolist()],
+                ids=segment.ids.take(start + rows),
                 activations=activations if len(rows) == end - start else activations[rows],
                 stored=_select_strings(segment.stored_bytes(start, end), rows),
                 field_values={

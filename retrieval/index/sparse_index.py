@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -146,7 +145,7 @@ class SparseIndex:
         allowed = self._allowed(filter)
         found = self._search_vectors(vectors, k, allowed, threads)
         return Hits(
-            ids=[[self._id(row) for row in rows.tolist()] for _, rows in found],
+            ids=[self._ids(rows) for _, rows in found],
             scores=[scores for scores, _ in found],
             unknown_terms=unknown,
         )
@@ -193,9 +192,18 @@ class SparseIndex:
 
     # Documents
 
-    def _id(self, row: int) -> str:
-        place = bisect.bisect_right(self._first_rows, row) - 1
-        return str(self._segments[place].ids[row - self._first_rows[place]])
+    def _ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """The ids of rows of the index."""
+        if len(self._segments) == 1:
+            return self._segments[0].ids.take(rows)
+        of_segment = np.searchsorted(self._first_rows, rows, side="right") - 1
+        ids = [""] * len(rows)
+        for place in np.unique(of_segment).tolist():
+            (here,) = np.nonzero(of_segment == place)
+            found = self._segments[place].ids.take(rows[here] - self._first_rows[place])
+            for position, identifier in zip(here.tolist(), found, strict=True):
+                ids[position] = identifier
+        return ids
 
     def _find(self, document_id: str) -> tuple[Segment, int] | None:
         for segment in reversed(self._segments):

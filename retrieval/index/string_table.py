@@ -74,6 +74,26 @@ def find_strings(
     return found
 
 
+@numba.njit(nogil=True, cache=True)
+def gather_strings(
+    data: NDArray[np.uint8], offsets: NDArray[np.int64], numbers: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The bytes of some strings one after the other, and where each ends."""
+    ends = np.empty(len(numbers), np.int64)
+    end = 0
+    for place in range(len(numbers)):
+        end += offsets[numbers[place] + 1] - offsets[numbers[place]]
+        ends[place] = end
+    gathered = np.empty(end, np.uint8)
+    start = 0
+    for place in range(len(numbers)):
+        begin = offsets[numbers[place]]
+        for byte in range(ends[place] - start):
+            gathered[start + byte] = data[begin + byte]
+        start = ends[place]
+    return gathered, ends
+
+
 def sort_hashes(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """Hashes in ascending order, and the number of the string that each belongs to."""
     order = np.argsort(hashes, kind="stable")
@@ -130,6 +150,18 @@ class StringTable(Sequence[str]):
         start, end = int(self.offsets[number]), int(self.offsets[number + 1])
         return self.data[start:end].tobytes().decode("utf-8", "surrogatepass")
 
+    def take(self, numbers: NDArray[np.int64]) -> list[str]:
+        """The strings of many numbers at once, several times faster than one by one."""
+        data, ends = gather_strings(self.data, self.offsets, numbers)
+        text = data.tobytes().decode("utf-8", "surrogatepass")
+        if len(text) != len(data):  # some characters take several bytes, so byte offsets cannot cut the text
+            return [self[number] for number in numbers.tolist()]
+        start, strings = 0, []
+        for end in ends.tolist():
+            strings.append(text[start:end])
+            start = end
+        return strings
+
     def find(self, strings: Sequence[str]) -> NDArray[np.int64]:
         """The number of each string, -1 where the table does not hold it; int64 ``[len(strings)]``."""
         return self.find_packed(*pack_strings(strings))
@@ -148,6 +180,7 @@ class StringTableWriter:
         self._folder = folder
         self._name = name
         self._offsets = [np.zeros(1, np.int64)]
+        self._bytes = 0
         self._hashes = [np.zeros(0, np.uint64)]
         self._array("data").append(np.zeros(0, np.uint8))
 
@@ -155,7 +188,8 @@ class StringTableWriter:
         data, offsets = pack_strings(strings)
         self._array("data").append(data)
         self._hashes.append(hash_strings(data, offsets))
-        self._offsets.append(offsets[1:] + self._offsets[-1][-1])
+        self._offsets.append(offsets[1:] + self._bytes)
+        self._bytes += len(data)
 
     def close(self) -> None:
         """Write the lookup columns, once all strings are in."""
