@@ -39,9 +39,6 @@ class Backend:
 
     def probe(self, *arrays: Array) -> str | None:
         """Why this backend cannot run on `arrays` here, or None when it can."""
-        missing = [package for package in self.packages if find_spec(package) is None]
-        if missing:
-            return f"it needs {' and '.join(missing)}, which is not installed"
         for array in arrays:
             library = "torch" if is_tensor(array) else "numpy"
             if library != self.library:
@@ -51,6 +48,10 @@ class Backend:
             dtype = str(array.dtype).removeprefix("torch.")
             if dtype in self.unsupported_dtypes:
                 return f"it does not compute with {dtype}"
+        # Last, because looking for a package that is not imported yet takes longest.
+        missing = [package for package in self.packages if find_spec(package) is None]
+        if missing:
+            return f"it needs {' and '.join(missing)}, which is not installed"
         return None
 
 
