@@ -78,9 +78,7 @@ def evaluate(
     loaded = encoder if isinstance(encoder, SparseEncoder) else SparseEncoder.load(encoder)
     folder = out or WORKSPACE / "reports" / _folder_name(collection.name, collection.split, label)
     under = indexes or (out or WORKSPACE) / "indexes"
-    # Both fingerprints are in the name, so that another encoder of the same name gets an index of its own.
-    checksum = collection.corpus.checksum().rpartition(":")[2]
-    path = under / _folder_name(collection.name, label, loaded.fingerprint[:8], checksum[:8])
+    path = index_path(under, collection, label, loaded)
 
     started = time.perf_counter()
     built = build_index(path, loaded, collection.corpus, memory=memory, workers=workers)
@@ -119,6 +117,13 @@ def evaluate(
 
         plot_report(report, folder / PLOT_FILE)
     return Evaluation(report, run, folder)
+
+
+def index_path(indexes: Path, collection: Collection, label: str, encoder: SparseEncoder) -> Path:
+    """Where `evaluate` keeps the index of a collection: ``INDEXES/COLLECTION-ENCODER-FINGERPRINTS``."""
+    # Both fingerprints are in the name, so that another encoder of the same name gets an index of its own.
+    checksum = collection.corpus.checksum().rpartition(":")[2]
+    return indexes / _folder_name(collection.name, label, encoder.fingerprint[:8], checksum[:8])
 
 
 def search_collection(index: SparseIndex, collection: Collection, k: int) -> tuple[Run, float]:
