@@ -21,15 +21,13 @@ class ServedEncoder:
 
     def __init__(self, encoder: SparseEncoder) -> None:
         self._encoder = encoder
+        # Asked for on the event loop; some encoders read all their weights to compute it.
+        self.fingerprint = encoder.fingerprint
         self._lock = Lock()
 
     @property
     def name(self) -> str:
         return self._encoder.family
-
-    @property
-    def fingerprint(self) -> str:
-        return self._encoder.fingerprint
 
     @property
     def vocabulary(self) -> Vocabulary:

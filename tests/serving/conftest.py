@@ -88,6 +88,11 @@ class InProcess:
 
 
 @pytest.fixture(scope="session")
+def in_process() -> type[InProcess]:
+    return InProcess
+
+
+@pytest.fixture(scope="session")
 def api(configuration: ServerConfiguration) -> Iterator[InProcess]:
     app = Api(configuration)
     app.state.open()

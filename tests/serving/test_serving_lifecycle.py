@@ -32,10 +32,9 @@ from serving.request_identity import RequestIdentity
 
 def test_until_its_indexes_are_open_a_server_lives_but_is_not_ready(
     configuration: ServerConfiguration,
+    in_process: Any,
 ) -> None:
-    from tests.serving.conftest import InProcess
-
-    api = InProcess(Api(configuration))
+    api = in_process(Api(configuration))
     assert api.get("/health").status_code == 200
     for method, path in (("GET", "/ready"), ("GET", "/v1/indexes"), ("POST", "/v1/indexes/docs/search")):
         response = api.request(method, path)
