@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.errors import UsageError
 
@@ -17,9 +16,8 @@ if TYPE_CHECKING:
 
     from runtime.quantised import QuantisedActivations
 
-    Array = NDArray[Any] | torch.Tensor
-else:
-    Array = Any
+Array = Any
+"""A NumPy array or a torch tensor; a union of the two would need a cast wherever one of them is meant."""
 
 
 def is_tensor(array: Any) -> TypeGuard[torch.Tensor]:

@@ -55,7 +55,7 @@ class ArrayWriter:
         self._file: BinaryIO = path.open("wb", buffering=0)
 
     def append(self, values: NDArray[Any]) -> None:
-        view = memoryview(np.ascontiguousarray(values, self.dtype).view(np.uint8))
+        view = np.ascontiguousarray(values, self.dtype).view(np.uint8).data
         self._sha256.update(view)
         self._bytes += len(view)
         with disk_errors(self.path):

@@ -17,7 +17,7 @@ from retrieval.index.manifest import FieldKind, SegmentEntry
 from retrieval.index.segment import SEGMENTS_FOLDER, WINDOW_DOCUMENTS
 from retrieval.index.string_table import StringTableWriter
 from runtime.activations import SparseActivations
-from runtime.dispatch import dispatch
+from runtime.dispatch import transpose
 
 COUNTS_FILE = "posting.counts"
 """Term counts of a segment whose impacts wait for the statistics of the whole collection."""
@@ -74,11 +74,11 @@ class SegmentWriter:
         self._documents += len(run.ids)
 
     def _add_postings(self, activations: SparseActivations) -> None:
-        by_unit = dispatch(activations)
-        units = np.flatnonzero(np.diff(by_unit.offsets))
+        by_unit = transpose(activations)
+        units = np.flatnonzero(np.diff(by_unit.indptr))
         self._append("term.units", np.uint32, units)
-        self._append("term.starts", np.uint32, by_unit.offsets[units])
-        self._append("posting.rows", np.uint16, by_unit.rows)
+        self._append("term.starts", np.uint32, by_unit.indptr[units])
+        self._append("posting.rows", np.uint16, by_unit.units)
         self._append(self._impacts_file, np.float32, by_unit.weights)
         self._terms += len(units)
         self._postings += activations.nnz

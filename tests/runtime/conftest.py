@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from runtime.activations import SparseActivations
-
-settings.register_profile("runtime", derandomize=True, deadline=None, max_examples=40)
-settings.load_profile("runtime")
 
 
 @st.composite
