@@ -151,7 +151,7 @@ class MaskedLanguageModel:
             advance(len(texts) - len(given))
         for batch in token_batches(lengths, self.token_budget, MAX_ROWS):
             chosen = {name: [values[place] for place in batch] for name, values in tokens.items()}
-            dense = self._weigh(chosen, weighting.pooling, weighting.activation)
+            dense = self.weigh(chosen, weighting.pooling, weighting.activation)
             if not bool(torch.isfinite(dense).all()):
                 raise LexpertError(
                     f"the model computed NaN or infinity in {self.dtype}; "
@@ -163,8 +163,15 @@ class MaskedLanguageModel:
                 advance(len(batch))
         return rows
 
-    def _weigh(self, tokens: dict[str, list[list[int]]], pooling: Pooling, activation: Activation) -> Tensor:
-        """Dense float32 term weights ``[rows, terms]`` of tokenized texts."""
+    def weigh(self, tokens: dict[str, list[list[int]]], pooling: Pooling, activation: Activation) -> Tensor:
+        """Term weights of tokenized texts, run as one batch.
+
+        Args:
+            tokens: ``input_ids`` of each text, and ``token_type_ids`` where the model has them.
+
+        Returns:
+            float32 ``[rows, terms]``, dense.
+        """
         inputs = self._padded(tokens)
         mask = inputs["attention_mask"]
         with torch.inference_mode():
@@ -222,7 +229,7 @@ class MaskedLanguageModel:
         trial.model = copy.deepcopy(self.model).to(dtype)
         if self._decoder is not None:
             trial._decoder = copy.deepcopy(self._decoder).to(dtype)
-        return trial._weigh(self._tokenize(PROBE_TEXTS), "max", "relu")
+        return trial.weigh(self._tokenize(PROBE_TEXTS), "max", "relu")
 
 
 def _sparse_rows(
