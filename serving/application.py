@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from runtime.cores import available_cores
 from runtime.errors import ConflictError, LexpertError
 from serving.asgi import Application
 from serving.catalogue import check_indexes
-from serving.configuration import HOST, ServerConfiguration, available_cores
+from serving.configuration import HOST, ServerConfiguration
 from serving.log import last_error, log_to_file, relayed
 from serving.ray_environment import (
     choose_port,

@@ -87,6 +87,7 @@ def demo(
     with StopSignals() as stop:
         try:
             with running(configuration) as server:
+                stop.take()
                 for question in QUESTIONS:
                     show_answer(question, ask(server.url, question), console)
                 if once:
@@ -145,7 +146,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        self._install()
+        self.take()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -153,12 +154,13 @@ class StopSignals:
             signal.signal(number, handler)
 
     def wait(self) -> None:
-        """Return when the end is asked for; takes the signals back from Ray, which took them over."""
+        """Return when the end is asked for."""
         self._is_serving = True
-        self._install()
+        self.take()
         self._requested.wait()
 
-    def _install(self) -> None:
+    def take(self) -> None:
+        """Take the signals, also back from Ray, which takes them over when it starts."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from runtime.cores import available_cores
 
 HOST = "127.0.0.1"
 """The only address served on: there are no keys yet, so nothing outside this machine may reach the server."""
@@ -14,13 +15,6 @@ HOST = "127.0.0.1"
 INDEX_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 IndexName = Annotated[str, StringConstraints(pattern=INDEX_NAME)]
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Limits(BaseModel):

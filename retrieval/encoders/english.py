@@ -114,16 +114,15 @@ class EnglishAnalyzer:
 
     def terms(self, text: str) -> list[str]:
         """The terms of a text in order: stop words removed, stemmed."""
-        words = self._words
+        words = self._remembered()
         return [words.terms[place] for word in text.split() for place in words[word]]
 
     def count(self, texts: Sequence[str]) -> TermCounts:
         """Count the terms of each text."""
-        if len(self._words) > REMEMBERED_WORDS:
-            self._words = _WordTerms(self.stop_words)
+        words = self._remembered()
         occurrences: list[int] = []
         ends = np.zeros(len(texts) + 1, np.int64)
-        lookup = self._words.__getitem__
+        lookup = words.__getitem__
         for number, text in enumerate(texts, start=1):
             occurrences.extend(chain.from_iterable(map(lookup, text.split())))
             ends[number] = len(occurrences)
@@ -141,5 +140,10 @@ class EnglishAnalyzer:
         if len(keys):
             np.cumsum(np.bincount(keys // len(places), minlength=len(texts)), out=indptr[1:])
             keys %= len(places)
-        terms = [self._words.terms[place] for place in places[by_appearance].tolist()]
+        terms = [words.terms[place] for place in places[by_appearance].tolist()]
         return TermCounts(terms, indptr, keys.astype(np.int32), counts.astype(np.float32), lengths)
+
+    def _remembered(self) -> _WordTerms:
+        if len(self._words) > REMEMBERED_WORDS:
+            self._words = _WordTerms(self.stop_words)
+        return self._words
