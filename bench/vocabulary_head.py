@@ -9,7 +9,8 @@ The model is BERT-base in shape (12 layers of 768, vocabulary of 30,522) with ra
 
 Every variant runs in a process of its own. Memory is the highest resident size during the work less the size
 just before it, read from the system (so allocator slack counts); time is the median of rounds in which the
-variants take turns, on the clock and, for machines that are busy otherwise, in processor time. The outputs of both are compared first.
+variants take turns, on the clock and, for machines that are busy otherwise, in processor time. The outputs of
+both are compared first.
 
 The plain formula is that of `plain_pooled_terms`: all logits, then activation, then pooling. With --peer,
 sentence-transformers' SparseEncoder (Transformer and SpladePooling) runs the *model* question too.

@@ -23,8 +23,9 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from runtime.cores import available_cores
 from runtime.errors import ConflictError, NotFoundError
-from serving.configuration import HOST, available_cores
+from serving.configuration import HOST
 from serving.errors import SERVICE_DOWN, SERVICE_SLOW
 
 logger = logging.getLogger("serving")

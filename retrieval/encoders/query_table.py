@@ -108,10 +108,11 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _normalized_as_configured(tokenizer: str, config: dict[str, Any]) -> str:
-    """transformers lets tokenizer_config.json overrule a BERT normalizer in tokenizer.json; so do we."""
+    """BERT's tokenizer classes in transformers let tokenizer_config.json overrule tokenizer.json; so do we."""
     value = json.loads(tokenizer)
     normalizer = value.get("normalizer") or {}
-    if normalizer.get("type") != "BertNormalizer":
+    generic = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    if generic or normalizer.get("type") != "BertNormalizer":
         return tokenizer
     names = {"lowercase": "do_lower_case", "strip_accents": "strip_accents"}
     names["handle_chinese_chars"] = "tokenize_chinese_chars"

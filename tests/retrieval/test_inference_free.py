@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 
 from retrieval.encoders.encoder import SparseEncoder
 from retrieval.encoders.inference_free import InferenceFreeEncoder, inference_free_from
-from retrieval.encoders.query_table import read_query_table
+from retrieval.encoders.query_table import read_query_table, read_tokenizer
 from retrieval.encoders.sentence_transformers_folder import SpladeRoute, TableRoute
 from runtime.activations import SparseActivations
 from runtime.errors import FormatError, NotFoundError, UsageError
@@ -229,6 +229,39 @@ def test_damaged_tables_and_tokenizers_are_format_errors(
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(NotFoundError, match=r"tokenizer\.json is missing"):
         read_query_table(tmp_path, table)
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "DistilBertTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("configured", [True, False, None])
+@pytest.mark.parametrize("written", [True, False])
+def test_case_is_folded_as_transformers_does(
+    make_language_model: MakeModel, tmp_path: Path, kind: str, configured: bool | None, written: bool
+) -> None:
+    text = (make_language_model() / "tokenizer.json").read_text()
+    lower = '"lowercase": true'
+    assert lower in text
+    (tmp_path / "tokenizer.json").write_text(text.replace(lower, f'"lowercase": {json.dumps(written)}'))
+    config = {"tokenizer_class": kind, "model_max_length": 9, "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    if configured is not None:
+        config["do_lower_case"] = configured
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    queries = ["Vaccines WORK", "the virus, a cell", "cell " * 20]
+    theirs = AutoTokenizer.from_pretrained(tmp_path)(queries, add_special_tokens=False, truncation=True)
+    ours = read_tokenizer(tmp_path).encode_batch_fast(queries, add_special_tokens=False)
+    assert [encoding.ids for encoding in ours] == theirs["input_ids"]
+
+
+def test_the_tokenizer_of_bert_cuts_queries_as_transformers_does(shared: Path, tmp_path: Path) -> None:
+    source = shared / "models" / "bert-base-uncased.tokenizer.json"
+    if not source.is_file():
+        pytest.skip("needs the tokenizer of BERT in ../shared/models, which is not there")
+    shutil.copy(source, tmp_path / "tokenizer.json")
+    config = {"tokenizer_class": "BertTokenizer", "model_max_length": 512, "do_lower_case": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    queries = ["What's the weather in NY now?", "naïve 你好 co-operation №5", "word " * 600]
+    theirs = AutoTokenizer.from_pretrained(tmp_path)(queries, add_special_tokens=False, truncation=True)
+    ours = read_tokenizer(tmp_path).encode_batch_fast(queries, add_special_tokens=False)
+    assert [encoding.ids for encoding in ours] == theirs["input_ids"]
 
 
 def test_pickled_tables_are_refused(router_folder: Path, tmp_path: Path) -> None:
