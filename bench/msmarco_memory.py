@@ -139,7 +139,7 @@ import sys
 from pathlib import Path
 
 from evals.collections.msmarco import load_msmarco
-from evals.evaluate import evaluate, index_path
+from evals.evaluation import evaluate, index_path
 from retrieval import SparseEncoder
 from retrieval.index.build import build_index
 

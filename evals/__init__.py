@@ -8,7 +8,7 @@ from typing import Any
 _EXPORTS = {
     "Collection": "evals.collections.collection",
     "load_collection": "evals.collections.catalogue",
-    "evaluate": "evals.evaluate",
+    "evaluate": "evals.evaluation",
     "Report": "evals.report",
     "measure": "evals.metrics",
     "compare": "evals.comparison",

@@ -141,7 +141,7 @@ def run_command(
 
         lexpert eval run dl19.trec 2019qrels-pass.txt --relevance-level 2 --json
     """
-    from evals.evaluate import measure_run
+    from evals.evaluation import measure_run
     from evals.metrics import mean
     from evals.qrels import read_qrels
     from evals.report import PLOT_FILE, Report
@@ -238,7 +238,7 @@ def _evaluate(
         if value is not None and value < 1:
             raise UsageError(f"{option} must be at least 1, got {value}")
     from evals.collections.catalogue import load_collection
-    from evals.evaluate import evaluate
+    from evals.evaluation import evaluate
 
     # All are read before the first is indexed, so that a wrong name is told at once.
     loaded = [load_collection(name, split) for name in names]
@@ -292,7 +292,7 @@ def _print_reports(reports: list[Report], as_json: bool, folders: list[Path]) ->
 
 def _system(path: Path, qrels: Path | None, relevance_level: int) -> tuple[str, QueryMetrics, str | None]:
     """Name, values per query, and collection (None for a run file) of what `compare` was given."""
-    from evals.evaluate import measure_run
+    from evals.evaluation import measure_run
     from evals.qrels import read_qrels
     from evals.report import load_report
     from evals.runs import read_run

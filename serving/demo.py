@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from evals.collections.python_docs import PythonDocs
-from evals.evaluate import evaluate
+from evals.evaluation import evaluate
 from evals.report import Report
 from retrieval.encoders.bm25 import Bm25Encoder
 from retrieval.encoders.english import EnglishAnalyzer

@@ -11,7 +11,7 @@ import pytest
 from evals.collections.beir import load_beir
 from evals.collections.collection import Collection
 from evals.collections.msmarco import load_msmarco
-from evals.evaluate import encoder_label, evaluate, measure_run
+from evals.evaluation import encoder_label, evaluate, measure_run
 from evals.report import load_report
 from evals.runs import read_run
 from retrieval import SparseEncoder, SparseIndex
