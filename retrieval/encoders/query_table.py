@@ -108,15 +108,16 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _normalized_as_configured(tokenizer: str, config: dict[str, Any]) -> str:
-    """BERT's tokenizer classes in transformers let tokenizer_config.json overrule tokenizer.json; so do we."""
+    """BERT's tokenizer classes in transformers normalize as tokenizer_config.json says, or by their defaults,
+    whatever tokenizer.json says; generic classes go by tokenizer.json. So do we."""
     value = json.loads(tokenizer)
     normalizer = value.get("normalizer") or {}
-    generic = config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    if generic or normalizer.get("type") != "BertNormalizer":
+    kind = config.get("tokenizer_class") or "PreTrainedTokenizerFast"
+    if normalizer.get("type") != "BertNormalizer" or kind in ("PreTrainedTokenizerFast", "TokenizersBackend"):
         return tokenizer
-    names = {"lowercase": "do_lower_case", "strip_accents": "strip_accents"}
-    names["handle_chinese_chars"] = "tokenize_chinese_chars"
-    normalizer.update({ours: config[theirs] for ours, theirs in names.items() if theirs in config})
+    normalizer["lowercase"] = config.get("do_lower_case", True)
+    normalizer["strip_accents"] = config.get("strip_accents")
+    normalizer["handle_chinese_chars"] = config.get("tokenize_chinese_chars", True)
     return json.dumps(value)
 
 
