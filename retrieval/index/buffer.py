@@ -56,7 +56,9 @@ class DocumentBuffer:
                 check_value(name, kind, value, identifier)
                 self._field_values[name].append(value)
             if self._store:
-                stored = orjson.dumps({key: document[key] for key in self._store if document.get(key)})
+                encoded = orjson.dumps({key: document[key] for key in self._store if document.get(key)})
+                # A copy: the object that orjson returns keeps the kilobytes that it was written into.
+                stored = bytes(memoryview(encoded))
                 self._stored.append(stored)
                 self.bytes += len(stored)
         self._activations.append(activations)
