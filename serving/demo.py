@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from evals.collections.python_docs import PythonDocs
@@ -29,6 +30,7 @@ QUESTIONS = (
 HITS = 3
 SNIPPET_WORDS = 36
 BAR_WIDTH = 24
+INDENT = 3
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,19 @@ def show_preparation(prepared: PreparedDemo, console: Console) -> None:
     report = prepared.report
     console.print(
         f"[bold]{prepared.build.documents:,} documents[/]: every documented module, class, function and method of "
-        f"the standard library of this Python, {prepared.build.action} as BM25 impacts in {prepared.index}"
+        f"this Python's standard library; index of BM25 impacts {prepared.build.action} in {prepared.index}",
+        highlight=False,
     )
     console.print(
         f"[bold]Known-item search[/]: for {report.queries:,} docstrings the first sentence is the query, and is left "
-        "out of the document that should be found (these documents are an index of their own)"
+        "out of the document that should be found (these documents are an index of their own)",
+        highlight=False,
     )
     shown = ("nDCG@10", "MRR@10", "R@100")
-    console.print("  " + "   ".join(f"{name} [bold]{report.metrics[name]:.3f}[/]" for name in shown))
+    measured = "   ".join(f"{name} [bold]{report.metrics[name]:.3f}[/]" for name in shown)
+    console.print(f"{'':{INDENT}}{measured}", highlight=False)
     if report.queries_per_second:
-        console.print(f"  {report.queries_per_second:,.0f} queries a second at 1,000 results each")
+        console.print(f"{'':{INDENT}}{report.queries_per_second:,.0f} queries a second at 1,000 results each")
 
 
 def ask(url: str, question: str) -> dict[str, Any]:
@@ -107,12 +112,13 @@ def show_answer(question: str, answer: dict[str, Any], console: Console) -> None
             Text.assemble((f"{rank}. ", "dim"), (hit["id"], "bold cyan"), f"  {hit['score']:.2f}"),
             highlight=False,
         )
-        console.print(_snippet(document.get("text", ""), matching, console.is_terminal), soft_wrap=False)
+        snippet = _snippet(document.get("text", ""), matching, console.is_terminal)
+        console.print(Padding(snippet, (0, 4, 0, INDENT)))
         for share in shares:
             length = max(1, round(BAR_WIDTH * share["share"] / hit["score"]))
             console.print(
                 Text.assemble(
-                    f"     {share['token']:<14}", ("▇" * length, "green"), f" {share['share']:.2f}"
+                    f"{'':{INDENT}}{share['token']:<14}", ("▇" * length, "green"), f" {share['share']:.2f}"
                 ),
                 highlight=False,
             )
@@ -126,7 +132,7 @@ def _snippet(text: str, matching: set[str], is_terminal: bool) -> Text:
     starts = range(max(1, len(words) - SNIPPET_WORDS + 1))
     start = max(starts, key=lambda place: sum(marks[place : place + SNIPPET_WORDS]))
     end = start + SNIPPET_WORDS
-    snippet = Text("   … " if start else "     ")
+    snippet = Text("… " if start else "")
     for word, marked in zip(words[start:end], marks[start:end], strict=True):
         snippet.append(
             word if is_terminal or not marked else f"*{word}*", style="bold yellow" if marked else ""
