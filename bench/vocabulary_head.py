@@ -163,8 +163,6 @@ def measure(question: str, variants: list[str], arguments: argparse.Namespace, f
     vectors = {variant: torch.load(folder / f"{question}-{variant}.pt") for variant in variants}
     for variant in variants:
         apart = (vectors[variant] - vectors["plain"]).abs().max().item()
-        wall, plain_wall = ([wall for wall, _ in times[name]] for name in (variant, "plain"))
-        processor, plain_processor = ([used for _, used in times[name]] for name in (variant, "plain"))
         result = {
             "question": question,
             "variant": variant,
@@ -173,14 +171,24 @@ def measure(question: str, variants: list[str], arguments: argparse.Namespace, f
             "length": arguments.length,
             "peak_mib": round(memory[variant] / 2**20),
             "memory_ratio": round(memory[variant] / memory["plain"], 3),
-            "seconds": round(statistics.median(wall), 2),
-            "fastest_slowest": [round(min(wall), 2), round(max(wall), 2)],
-            "time_ratio": round(statistics.median(wall) / statistics.median(plain_wall), 3),
-            "processor_seconds": round(statistics.median(processor), 2),
-            "processor_ratio": round(statistics.median(processor) / statistics.median(plain_processor), 3),
             "largest_difference": float(f"{apart:.2g}"),
         }
+        if arguments.rounds:
+            result |= compare_times(times[variant], times["plain"])
         print(json.dumps(result), flush=True)
+
+
+def compare_times(taken: list[tuple[float, float]], plain: list[tuple[float, float]]) -> dict[str, object]:
+    """Medians of ``(clock, processor)`` seconds, and their ratios to the plain formula's."""
+    wall, processor = (statistics.median(values) for values in zip(*taken, strict=True))
+    plain_wall, plain_processor = (statistics.median(values) for values in zip(*plain, strict=True))
+    return {
+        "seconds": round(wall, 2),
+        "fastest_slowest": [round(min(taken)[0], 2), round(max(taken)[0], 2)],
+        "time_ratio": round(wall / plain_wall, 3),
+        "processor_seconds": round(processor, 2),
+        "processor_ratio": round(processor / plain_processor, 3),
+    }
 
 
 def write_model(folder: Path) -> None:
@@ -206,7 +214,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--pooling", choices=["max", "sum"], default="max")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0 measures memory alone")
     parser.add_argument("--peer", action="store_true", help="sentence-transformers beside the two")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
