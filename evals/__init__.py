@@ -12,8 +12,8 @@ _EXPORTS = {
     "Report": "evals.report",
     "measure": "evals.metrics",
     "compare": "evals.comparison",
-    "read_run": "evals.runs",
-    "write_run": "evals.runs",
+    "read_run": "retrieval.interop.trec_run",
+    "write_run": "retrieval.interop.trec_run",
     "read_qrels": "evals.qrels",
 }
 

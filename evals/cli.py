@@ -145,7 +145,7 @@ def run_command(
     from evals.metrics import mean
     from evals.qrels import read_qrels
     from evals.report import PLOT_FILE, Report
-    from evals.runs import read_run
+    from retrieval.interop.trec_run import read_run
 
     rankings, judgements = read_run(run), read_qrels(qrels)
     per_query = measure_run(rankings, judgements, relevance_level=relevance_level)
@@ -295,7 +295,7 @@ def _system(path: Path, qrels: Path | None, relevance_level: int) -> tuple[str, 
     from evals.evaluation import measure_run
     from evals.qrels import read_qrels
     from evals.report import load_report
-    from evals.runs import read_run
+    from retrieval.interop.trec_run import read_run
 
     if path.is_dir() or path.suffix == ".json":
         report = load_report(path)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from evals.collections.collection import Collection, Qrels
 from evals.metrics import mean, measure, require_ir_measures
 from evals.report import PLOT_FILE, RUN_FILE, Report
-from evals.runs import Run, write_run
+from retrieval.interop.trec_run import Run, write_run
 from runtime.errors import UsageError
 from runtime.progress import progress
 

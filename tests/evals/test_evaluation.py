@@ -13,9 +13,9 @@ from evals.collections.collection import Collection
 from evals.collections.msmarco import load_msmarco
 from evals.evaluation import encoder_label, evaluate, measure_run
 from evals.report import load_report
-from evals.runs import read_run
 from retrieval import SparseEncoder, SparseIndex
 from retrieval.documents import read_jsonl
+from retrieval.interop.trec_run import read_run
 from runtime.errors import InputError, UsageError
 
 SENTENCES = [

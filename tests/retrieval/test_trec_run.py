@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.runs import read_run, strictly_decreasing, write_run
+from retrieval.interop.trec_run import read_run, strictly_decreasing, write_run
 from runtime.errors import InputError, NotFoundError
 
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
