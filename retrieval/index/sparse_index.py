@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from retrieval.encoders.encoder import SparseEncoder
 from retrieval.index.arrays import verify_file
 from retrieval.index.manifest import Manifest, read_manifest
+from retrieval.index.scorable import scorable
 from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER, Segment
 from retrieval.index.stored_encoder import open_encoder
-from retrieval.index.writer import check_vectors
 from retrieval.search.exhaustive import best_first, search_run, split_windows
 from retrieval.search.explain import Explanation, explain_score
 from retrieval.search.filters import Filter, check_filter, matching
@@ -137,7 +137,7 @@ class SparseIndex:
         if threads < 1:
             raise UsageError(f"threads is {threads}, but must be at least 1")
         if isinstance(queries, SparseActivations):
-            vectors = check_vectors(queries.numpy(), max(self.manifest.num_units, 1))
+            vectors = scorable(queries.numpy(), max(self.manifest.num_units, 1))
             unknown: list[list[str]] = [[] for _ in range(len(vectors))]
         else:
             vectors = self.encoder.encode_queries(queries)
@@ -227,7 +227,7 @@ class SparseIndex:
         if found is None:
             raise NotFoundError(f"{self.path} has no document {document_id!r}")
         if isinstance(query, SparseActivations):
-            vectors, unknown = check_vectors(query.numpy(), max(self.manifest.num_units, 1)), []
+            vectors, unknown = scorable(query.numpy(), max(self.manifest.num_units, 1)), []
         else:
             vectors, unknown = self.encoder.encode_queries([query]), self.encoder.unknown_terms(query)
         row = found[0].row(found[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.arrays import sync_folder
 from retrieval.index.buffer import DocumentBuffer
 from retrieval.index.fields import check_fields
+from retrieval.index.garbage import collect_garbage
 from retrieval.index.lock import LOCK_FILE, WriterLock
 from retrieval.index.manifest import (
     MANIFEST_FILE,
@@ -30,10 +30,11 @@ from retrieval.index.manifest import (
     write_manifest,
 )
 from retrieval.index.merge import merge_segments
-from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER, Segment
+from retrieval.index.scorable import scorable
+from retrieval.index.segment import SEGMENTS_FOLDER, Segment
 from retrieval.index.segment_writer import SegmentWriter
 from retrieval.index.statistics import CountedSegment, collection_statistics, weigh_segment
-from retrieval.index.stored_encoder import ENCODER_FOLDER, open_encoder, store_encoder
+from retrieval.index.stored_encoder import open_encoder, store_encoder
 from retrieval.index.writer_segment import WriterSegment
 from runtime.activations import SparseActivations
 from runtime.batches import batched
@@ -153,7 +154,7 @@ class IndexWriter:
             previous = read_manifest(path) if (path / MANIFEST_FILE).exists() else None
             writer = cls(path, lock, encoder, None, declared, store, memory, workers or available_cores())
             writer._generation = previous.generation if previous else 0
-            writer._collect_garbage(previous)
+            collect_garbage(path, previous)
         except BaseException:
             lock.release()
             raise
@@ -192,7 +193,7 @@ class IndexWriter:
                 memory,
                 workers or available_cores(),
             )
-            writer._collect_garbage(committed)
+            collect_garbage(path, committed)
         except BaseException:
             lock.release()
             raise
@@ -266,7 +267,7 @@ class IndexWriter:
             )
         if isinstance(self.encoder, CountingEncoder) and not self.encoder.is_fitted:
             raise UsageError("vectors cannot be added to an index whose encoder is not fitted yet")
-        rows = check_vectors(activations, max(len(self.encoder.vocabulary), 1))
+        rows = scorable(activations, max(len(self.encoder.vocabulary), 1))
         for start in range(0, len(ids), BATCH_DOCUMENTS):
             end = min(start + BATCH_DOCUMENTS, len(ids))
             batch = [
@@ -420,44 +421,11 @@ class IndexWriter:
         self._is_new = False
         self._stored_encoder = stored, num_units
         self._segments = segments
-        self._collect_garbage(manifest)
+        collect_garbage(self.path, manifest)
 
     def _next_segment_name(self) -> str:
         self._segment_number += 1
         return f"{self._generation + 1:06d}-{self._segment_number:04d}"
-
-    def _collect_garbage(self, manifest: Manifest | None) -> None:
-        """Remove what no commit refers to: leftovers of a killed writer, and what was merged or replaced."""
-        entries = manifest.segments if manifest else []
-        wanted = {entry.name for entry in entries}
-        wanted |= {entry.deletes.name for entry in entries if entry.deletes}
-        for folder in (self.path / SEGMENTS_FOLDER, self.path / DELETES_FOLDER):
-            for path in folder.iterdir() if folder.is_dir() else ():
-                if path.name not in wanted:
-                    _remove(path)
-        for path in self.path.glob(f"{ENCODER_FOLDER}-*"):
-            if manifest is None or path.name != manifest.encoder.folder:
-                _remove(path)
-        (self.path / f"{MANIFEST_FILE}.tmp").unlink(missing_ok=True)
-
-
-def check_vectors(activations: SparseActivations, num_units: int) -> SparseActivations:
-    """Vectors fit for scoring: float32 weights > 0, units ascending and distinct in a row.
-
-    Raises:
-        InputError: a weight that is negative or not finite, or a unit outside ``[0, num_units)``.
-    """
-    units, weights = np.asarray(activations.units), np.asarray(activations.weights, np.float32)
-    if len(units) and (units.min() < 0 or units.max() >= num_units):
-        raise InputError(f"a vector has unit {int(units.max())}, but units run from 0 to {num_units - 1}")
-    if len(weights) and not (np.isfinite(weights).all() and weights.min() >= 0):
-        raise InputError("a vector has a weight that is negative or not finite; weights must be 0 or more")
-    rows = SparseActivations(activations.indptr, units, weights, num_units).coalesce()
-    keep = rows.weights > 0
-    if keep.all():
-        return rows
-    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])[rows.indptr]
-    return SparseActivations(indptr, rows.units[keep], rows.weights[keep], num_units)
 
 
 def _check_options(store: Sequence[str], memory: int, workers: int | None) -> None:
@@ -481,10 +449,3 @@ def _check_folder(path: Path, overwrite: bool) -> None:
         raise ConflictError(
             f"{path} is not empty and is not an index (it holds {foreign[0]}); give another folder"
         )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -1,0 +1,194 @@
+"""``lexpert index``: build, add, delete, merge, verify, stats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retrieval.cli.options import (
+    K1,
+    B,
+    Encoder,
+    FieldsOption,
+    IndexFolder,
+    Json,
+    Memory,
+    Workers,
+    load_encoder,
+    parse_fields,
+    print_json,
+)
+from runtime.errors import UsageError
+
+index_app = typer.Typer(no_args_is_help=True, help="Build, change and inspect indexes.")
+
+
+@index_app.command("build")
+def build(
+    corpus: Annotated[
+        Path, typer.Option(help="corpus.jsonl: one {_id, title, text} a line.", metavar="FILE")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to build.", metavar="DIR")],
+    encoder: Encoder = "bm25",
+    field: FieldsOption = None,
+    store: Annotated[
+        str, typer.Option(help="What to keep of a document: title,text or title or none.")
+    ] = "title,text",
+    memory: Memory = 1024,
+    workers: Workers = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
+    k1: K1 = None,
+    b: B = None,
+    as_json: Json = False,
+) -> None:
+    """Build an index from a corpus.
+
+    Run the same command again after an interruption: it goes on after the last commit, or starts over where
+    nothing was committed yet, and says which. When nothing changed it has nothing to do.
+
+    Example: lexpert index build --encoder bm25 --corpus corpus.jsonl --out idx --field year:int
+    """
+    from retrieval.corpus import JsonlCorpus
+    from retrieval.index.build import build_index
+
+    report = build_index(
+        out,
+        load_encoder(encoder, k1, b),
+        JsonlCorpus(corpus),
+        memory=memory << 20,
+        workers=workers,
+        fields=parse_fields(field),
+        store=[] if store == "none" else [name.strip() for name in store.split(",")],
+        overwrite=overwrite,
+    )
+    if as_json:
+        print_json({**{name: getattr(report, name) for name in report.__slots__}, "path": str(out)})
+        return
+    if report.action == "reused":
+        typer.echo(f"{out} is up to date: {report.documents:,} documents, nothing to do")
+        return
+    notes = [f"{report.replaced:,} replaced by a later one of the same id"] if report.replaced else []
+    notes += [f"{report.empty:,} empty"] if report.empty else []
+    typer.echo(
+        f"{report.action} {out}: {report.documents:,} documents"
+        + (f" ({', '.join(notes)})" if notes else "")
+        + f" in {report.seconds:.1f} s"
+    )
+
+
+@index_app.command("add")
+def add(
+    index: IndexFolder,
+    corpus: Annotated[
+        Path, typer.Option(help="Documents to add, in the form of a corpus.jsonl.", metavar="FILE")
+    ],
+    memory: Memory = 1024,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Add documents to an index; a document whose id is there already is replaced.
+
+    Example: lexpert index add idx --corpus new.jsonl
+    """
+    from retrieval.documents import read_documents
+    from retrieval.index.writer import IndexWriter
+    from runtime.progress import progress
+
+    with IndexWriter.open(index, memory=memory << 20, workers=workers) as writer:
+        with progress("adding") as advance:
+            writer.add(read_documents(corpus), advance)
+        report = writer.commit()
+    if as_json:
+        print_json({name: getattr(report, name) for name in report.__slots__})
+    else:
+        typer.echo(
+            f"added {report.added:,} documents to {index} ({report.replaced:,} replaced, {report.empty:,} empty)"
+        )
+
+
+@index_app.command("delete")
+def delete(
+    index: IndexFolder,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of documents.", metavar="ID…")] = None,
+    ids_from: Annotated[Path | None, typer.Option(help="File with one id a line.", metavar="FILE")] = None,
+    as_json: Json = False,
+) -> None:
+    """Delete documents by id.
+
+    Example: lexpert index delete idx doc17 doc18
+    """
+    from retrieval.index.writer import IndexWriter
+    from runtime.errors import NotFoundError
+
+    wanted = list(ids or [])
+    if ids_from is not None:
+        if not ids_from.is_file():
+            raise NotFoundError(f"{ids_from} is missing; give a file with one document id a line")
+        wanted += ids_from.read_text("utf-8").splitlines()
+    if not wanted:
+        raise UsageError("no ids given; name them, or a file of them with --ids-from")
+    with IndexWriter.open(index) as writer:
+        deleted = writer.delete(wanted)
+    missing = len(dict.fromkeys(wanted)) - deleted
+    if as_json:
+        print_json({"deleted": deleted, "missing": missing})
+    else:
+        typer.echo(
+            f"deleted {deleted:,} documents from {index}"
+            + (f"; {missing:,} were not there" if missing else "")
+        )
+
+
+@index_app.command("merge")
+def merge(index: IndexFolder, as_json: Json = False) -> None:
+    """Rewrite all segments as one, without deleted documents; results stay the same.
+
+    Example: lexpert index merge idx
+    """
+    from retrieval.index.writer import IndexWriter
+
+    with IndexWriter.open(index) as writer:
+        before = writer.num_segments
+        report = writer.merge()
+        after = writer.num_segments
+    if as_json:
+        print_json({"generation": report.generation, "segments_before": before, "segments": after})
+    else:
+        typer.echo(f"merged {before:,} segments of {index} into {after:,}")
+
+
+@index_app.command("verify")
+def verify(index: IndexFolder, as_json: Json = False) -> None:
+    """Read every byte of an index and compare it with its checksums.
+
+    Example: lexpert index verify idx
+    """
+    from retrieval.index.sparse_index import SparseIndex
+
+    with SparseIndex.open(index) as opened:
+        checked = opened.verify()
+        generation = opened.generation
+    if as_json:
+        print_json({"ok": True, "bytes": checked, "generation": generation})
+    else:
+        typer.echo(f"{index} is intact: {checked:,} bytes of commit {generation} checked")
+
+
+@index_app.command("stats")
+def stats(index: IndexFolder, as_json: Json = False) -> None:
+    """Counts and sizes of an index.
+
+    Example: lexpert index stats idx --json
+    """
+    from retrieval.index.sparse_index import SparseIndex
+
+    with SparseIndex.open(index) as opened:
+        found = opened.stats()
+    if as_json:
+        print_json(found)
+        return
+    for name, value in found.items():
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        typer.echo(f"{name:20} {f'{value:.2f}' if isinstance(value, float) else shown}")

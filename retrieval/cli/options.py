@@ -1,0 +1,60 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from retrieval.encoders.encoder import SparseEncoder
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+IndexFolder = Annotated[Path, typer.Argument(help="Folder of the index.", metavar="DIR")]
+IndexOption = Annotated[Path, typer.Option("--index", help="Folder of the index.", metavar="DIR")]
+Encoder = Annotated[
+    str,
+    typer.Option("--encoder", "-e", help="bm25, an encoder folder, or a name on the hub.", metavar="E"),
+]
+Memory = Annotated[int, typer.Option(help="Memory to stay within, in MiB.", metavar="MIB")]
+Workers = Annotated[int | None, typer.Option(help="Processes that analyse text; default: one a core.")]
+FieldsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field", help="A document key to filter by: NAME:int, NAME:float or NAME:keyword. Repeatable."
+    ),
+]
+K1 = Annotated[float | None, typer.Option(help="bm25: saturation of term counts (0.9).")]
+B = Annotated[float | None, typer.Option(help="bm25: strength of length normalisation (0.4).")]
+
+
+def load_encoder(name: str, k1: float | None = None, b: float | None = None) -> SparseEncoder:
+    """Load the encoder that command-line options name."""
+    from retrieval.encoders.encoder import SparseEncoder
+
+    options = {key: value for key, value in (("k1", k1), ("b", b)) if value is not None}
+    if options and name != "bm25":
+        raise UsageError(f"--{next(iter(options))} belongs to --encoder bm25, not to {name}")
+    return SparseEncoder.load(name, **options)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on standard output."""
+    import orjson
+
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_INDENT_2
+    typer.echo(orjson.dumps(value, option=options, default=str).decode())
+
+
+def parse_fields(declarations: list[str] | None) -> dict[str, str]:
+    """``["year:int"]`` to ``{"year": "int"}``."""
+    fields = {}
+    for declaration in declarations or []:
+        name, separator, kind = declaration.partition(":")
+        if not separator:
+            raise UsageError(f"--field {declaration} needs a kind: {declaration}:int, :float or :keyword")
+        fields[name] = kind
+    return fields

@@ -1,0 +1,32 @@
+"""Files that no commit refers to: leftovers of a killed writer, and what was merged or replaced."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from retrieval.index.manifest import MANIFEST_FILE, Manifest
+from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER
+from retrieval.index.stored_encoder import ENCODER_FOLDER
+
+
+def collect_garbage(index: Path, manifest: Manifest | None) -> None:
+    """Remove what `manifest` does not refer to; only for who holds the writer's lock."""
+    entries = manifest.segments if manifest else []
+    wanted = {entry.name for entry in entries}
+    wanted |= {entry.deletes.name for entry in entries if entry.deletes}
+    for folder in (index / SEGMENTS_FOLDER, index / DELETES_FOLDER):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in wanted:
+                _remove(path)
+    for path in index.glob(f"{ENCODER_FOLDER}-*"):
+        if manifest is None or path.name != manifest.encoder.folder:
+            _remove(path)
+    (index / f"{MANIFEST_FILE}.tmp").unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

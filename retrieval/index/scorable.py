@@ -1,0 +1,27 @@
+"""Vectors that come from outside, made fit for scoring."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runtime.activations import SparseActivations
+from runtime.errors import InputError
+
+
+def scorable(activations: SparseActivations, num_units: int) -> SparseActivations:
+    """Vectors fit for scoring: float32 weights > 0, units ascending and distinct in a row.
+
+    Raises:
+        InputError: a weight that is negative or not finite, or a unit outside ``[0, num_units)``.
+    """
+    units, weights = np.asarray(activations.units), np.asarray(activations.weights, np.float32)
+    if len(units) and (units.min() < 0 or units.max() >= num_units):
+        raise InputError(f"a vector has unit {int(units.max())}, but units run from 0 to {num_units - 1}")
+    if len(weights) and not (np.isfinite(weights).all() and weights.min() >= 0):
+        raise InputError("a vector has a weight that is negative or not finite; weights must be 0 or more")
+    rows = SparseActivations(activations.indptr, units, weights, num_units).coalesce()
+    keep = rows.weights > 0
+    if keep.all():
+        return rows
+    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])[rows.indptr]
+    return SparseActivations(indptr, rows.units[keep], rows.weights[keep], num_units)
