@@ -14,7 +14,8 @@ from retrieval.corpus import Corpus
 from retrieval.documents import Document
 from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.manifest import MANIFEST_FILE, Manifest, SourceEntry, read_manifest
-from retrieval.index.writer import DEFAULT_MEMORY, STORABLE, CommitReport, IndexWriter
+from retrieval.index.settings import DEFAULT_MEMORY, STORABLE
+from retrieval.index.writer import CommitReport, IndexWriter
 from runtime.errors import ConflictError
 from runtime.progress import Advance, progress
 

@@ -17,13 +17,11 @@ from retrieval.documents import Document, check_document, document_text
 from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.arrays import sync_folder
 from retrieval.index.buffer import DocumentBuffer
-from retrieval.index.fields import check_fields
 from retrieval.index.garbage import collect_garbage
-from retrieval.index.lock import LOCK_FILE, WriterLock
+from retrieval.index.lock import WriterLock
 from retrieval.index.manifest import (
     MANIFEST_FILE,
     EncoderEntry,
-    FieldKind,
     Manifest,
     SourceEntry,
     read_manifest,
@@ -33,22 +31,14 @@ from retrieval.index.merge import merge_segments
 from retrieval.index.scorable import scorable
 from retrieval.index.segment import SEGMENTS_FOLDER, Segment
 from retrieval.index.segment_writer import SegmentWriter
+from retrieval.index.settings import DEFAULT_MEMORY, STORABLE, WriterSettings, check_folder
 from retrieval.index.statistics import CountedSegment, collection_statistics, weigh_segment
 from retrieval.index.stored_encoder import open_encoder, store_encoder
 from retrieval.index.writer_segment import WriterSegment
 from runtime.activations import SparseActivations
 from runtime.batches import batched
-from runtime.cores import available_cores
-from runtime.errors import ConflictError, InputError, UsageError
+from runtime.errors import InputError, UsageError
 
-DEFAULT_MEMORY = 1 << 30
-MINIMUM_MEMORY = 512 << 20
-OVERHEAD_BYTES = 384 << 20
-"""What is needed beside the buffer: interpreter, libraries, and the temporaries of inverting one window."""
-COPIES = 3.5
-"""Buffers alive at once: one filling, one being inverted, and the copies made on the way."""
-
-STORABLE = ("title", "text")
 BATCH_DOCUMENTS = 2048
 
 Batch = tuple[Sequence[Document], SparseActivations, NDArray[np.int64] | None]
@@ -88,19 +78,16 @@ class IndexWriter:
         lock: WriterLock,
         encoder: SparseEncoder,
         committed: Manifest | None,
-        fields: Mapping[str, FieldKind],
-        store: Sequence[str],
-        memory: int,
-        workers: int,
+        settings: WriterSettings,
     ) -> None:
         """Not for callers: use `create` or `open`."""
         self.path = path
         self.encoder = encoder
-        self.fields = dict(fields)
-        self.store = list(store)
+        self.fields = dict(settings.fields)
+        self.store = list(settings.store)
         self._lock = lock
-        self._workers = workers
-        self._buffer_bytes = int((memory - OVERHEAD_BYTES) / COPIES)
+        self._workers = settings.workers
+        self._buffer_bytes = settings.buffer_bytes
         self._generation = committed.generation if committed else 0
         self._source = committed.source if committed else None
         self._is_new = committed is None
@@ -136,9 +123,9 @@ class IndexWriter:
                 statistics from what is added before the first commit.
             fields: ``{name: "int" | "float" | "keyword"}`` of document keys to keep for filters.
             store: which of title and text to keep for answers.
-            memory: bytes that the process should stay within, whatever the size of the collection (the
-                vocabulary of a counting encoder and the weights of a model come on top).
-            workers: processes that analyse text; default: one a core.
+            memory: bytes that the writer and its workers should stay within, whatever the size of the
+                collection (a large vocabulary of a counting encoder and the weights of a model come on top).
+            workers: processes that analyse text; default: one a core, as far as `memory` allows.
             overwrite: replace an index that is there; it stays readable until the first commit.
 
         Raises:
@@ -146,13 +133,12 @@ class IndexWriter:
             UsageError: a bad field, store or memory setting.
         """
         path = Path(path)
-        declared = check_fields(fields or {})
-        _check_options(store, memory, workers)
-        _check_folder(path, overwrite)
+        settings = WriterSettings.checked(fields or {}, store, memory, workers)
+        check_folder(path, overwrite)
         lock = WriterLock(path)
         try:
             previous = read_manifest(path) if (path / MANIFEST_FILE).exists() else None
-            writer = cls(path, lock, encoder, None, declared, store, memory, workers or available_cores())
+            writer = cls(path, lock, encoder, None, settings)
             writer._generation = previous.generation if previous else 0
             collect_garbage(path, previous)
         except BaseException:
@@ -177,22 +163,14 @@ class IndexWriter:
             FormatError: it is damaged or of an unknown version.
         """
         path = Path(path)
-        _check_options((), memory, workers)
+        WriterSettings.checked({}, (), memory, workers)
         read_manifest(path)  # says what is wrong with the folder before a lock file is made in it
         lock = WriterLock(path)
         try:
             committed = read_manifest(path)
             opened = open_encoder(path, committed.encoder, encoder)
-            writer = cls(
-                path,
-                lock,
-                opened,
-                committed,
-                committed.fields,
-                committed.store,
-                memory,
-                workers or available_cores(),
-            )
+            settings = WriterSettings.checked(committed.fields, committed.store, memory, workers)
+            writer = cls(path, lock, opened, committed, settings)
             collect_garbage(path, committed)
         except BaseException:
             lock.release()
@@ -426,26 +404,3 @@ class IndexWriter:
     def _next_segment_name(self) -> str:
         self._segment_number += 1
         return f"{self._generation + 1:06d}-{self._segment_number:04d}"
-
-
-def _check_options(store: Sequence[str], memory: int, workers: int | None) -> None:
-    if unknown := [name for name in store if name not in STORABLE]:
-        raise UsageError(f"cannot store {', '.join(unknown)}; what can be stored is {' and '.join(STORABLE)}")
-    if memory < MINIMUM_MEMORY:
-        raise UsageError(f"memory is {memory >> 20} MiB, but at least {MINIMUM_MEMORY >> 20} MiB are needed")
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers is {workers}, but must be at least 1")
-
-
-def _check_folder(path: Path, overwrite: bool) -> None:
-    if path.exists() and not path.is_dir():
-        raise ConflictError(f"{path} is a file; give a folder for the index")
-    if (path / MANIFEST_FILE).exists():
-        if not overwrite:
-            raise ConflictError(f"{path} holds an index already; open it to add to it, or say overwrite")
-        return
-    foreign = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-    if foreign and LOCK_FILE not in foreign:
-        raise ConflictError(
-            f"{path} is not empty and is not an index (it holds {foreign[0]}); give another folder"
-        )
