@@ -41,6 +41,10 @@ class ServedEncoder:
         with self._lock:
             return self._encoder.encode_queries(texts)
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        with self._lock:
+            return self._encoder.count_tokens(texts)
+
     def unknown_terms(self, texts: Sequence[str]) -> list[list[str]]:
         """For each text, the terms that the vocabulary cannot express."""
         with self._lock:

@@ -226,6 +226,9 @@ class Bm25Encoder(CountingEncoder):
             rows.append(([unit for unit, _ in known], [float(count) for _, count in known]))
         return SparseActivations.from_rows(rows, len(self._vocabulary))
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        return sum(len(self._analyzer.terms(text)) for text in texts)
+
     def unknown_terms(self, text: str) -> list[str]:
         terms = list(dict.fromkeys(self._analyzer.terms(text)))
         return [term for term, unit in zip(terms, self._vocabulary.find(terms), strict=True) if unit < 0]

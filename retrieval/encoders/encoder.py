@@ -64,6 +64,10 @@ class SparseEncoder(ABC):
     def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
         """Encode queries, in the same form as documents."""
 
+    @abstractmethod
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens the encoder reads in these texts together: what usage is counted by."""
+
     def unknown_terms(self, text: str) -> list[str]:  # noqa: ARG002 - families with whole words use it
         """Terms of a query that the vocabulary cannot express; none where it is made of subwords."""
         return []

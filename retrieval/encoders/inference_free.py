@@ -116,6 +116,10 @@ class InferenceFreeEncoder(SparseEncoder):
         }
         return fingerprint(settings, model_files(self._documents.route.folder))
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Without special tokens."""
+        return self._table.count_tokens(texts)
+
     def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> SparseActivations:
         """Encode with the document model, which is loaded at the first call.
 

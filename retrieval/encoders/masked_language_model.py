@@ -184,6 +184,10 @@ class MaskedLanguageModel:
                 hidden, lengths, self._decoder.weight, self._decoder.bias, pooling, activation
             )
 
+    def count_tokens(self, texts: Sequence[str], max_length: int | None = None) -> int:
+        """Tokens of the texts together, special ones included, each text cut at `max_length`."""
+        return sum(len(ids) for ids in self._tokenize(texts, max_length)["input_ids"]) if texts else 0
+
     def _tokenize(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, list[list[int]]]:
         if not texts:
             return {"input_ids": []}

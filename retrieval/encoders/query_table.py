@@ -55,6 +55,11 @@ class QueryTable:
         lit = np.concatenate(rows) if rows else np.zeros(0, np.int32)
         return SparseActivations(indptr, lit, self.weights[lit], len(self.weights))
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens of the texts together, without special ones."""
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return sum(len(encoding.ids) for encoding in encodings)
+
 
 def read_query_table(folder: Path, weights: Path) -> QueryTable:
     """Read the tokenizer in `folder` and the table in `weights`.

@@ -64,7 +64,8 @@ def answer(catalogue: Catalogue, body: bytes, limits: Limits) -> bytes:
         if request.return_tokens:
             vector["tokens"] = [encoder.vocabulary.term(unit) for unit in vector["indices"]]
         data.append(vector)
-    return orjson.dumps({"data": data, "model": request.model})
+    usage = {"prompt_tokens": encoder.count_tokens(request.texts())}
+    return orjson.dumps({"data": data, "model": request.model, "usage": usage})
 
 
 def strongest_first(units: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

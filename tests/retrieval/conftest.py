@@ -59,6 +59,9 @@ class NumberEncoder(SparseEncoder):
     def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
         return self.encode_documents(texts)
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        return sum(len(text.split()) for text in texts)
+
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         described = {"family": self.family, "num_units": len(self._vocabulary)}

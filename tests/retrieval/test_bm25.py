@@ -67,6 +67,7 @@ def test_queries_are_term_counts_and_unseen_terms_are_named() -> None:
     queries = encoder.encode_queries(["wind, wind and quarks", "quarks", ""])
     assert [weights.tolist() for _, weights in queries] == [[2.0], [], []]
     assert encoder.unknown_terms("quarks of winds, quarks") == ["quark"]
+    assert encoder.count_tokens(["quarks of winds, quarks", "the wind"]) == 4
 
 
 def test_documents_added_after_the_fit_bring_terms_that_can_be_found() -> None:

@@ -296,3 +296,11 @@ def test_bfloat16_vectors_stay_close(make_language_model: MakeModel, texts: list
     exact = SparseEncoder.load(make_language_model())
     left, right = dense(rough.encode_queries(texts)), dense(exact.encode_queries(texts))
     assert vector_error(torch.from_numpy(left), torch.from_numpy(right)) < 0.1
+
+
+def test_tokens_are_counted_as_the_model_reads_them(make_language_model: MakeModel, texts: list[str]) -> None:
+    folder = make_language_model()
+    encoder = SparseEncoder.load(folder, max_length=5)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert encoder.count_tokens(texts) == sum(min(len(tokenizer(text)["input_ids"]), 5) for text in texts)
+    assert encoder.count_tokens([]) == 0

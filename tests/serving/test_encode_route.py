@@ -21,6 +21,7 @@ def test_vectors_are_those_of_the_encoder(api: Any, index: SparseIndex, model: s
     answer = encode(api, model=model, input=texts, role=role).json()
     method = index.encoder.encode_queries if role == "query" else index.encoder.encode_documents
     assert answer["model"] == model
+    assert answer["usage"] == {"prompt_tokens": 6}  # stop words are not read
     assert [vector["index"] for vector in answer["data"]] == [0, 1, 2, 3]
     for vector, (units, weights) in zip(answer["data"], method(texts), strict=True):
         assert dict(zip(vector["indices"], vector["values"], strict=True)) == dict(
