@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from runtime.lazy_exports import lazy_exports
 
-_EXPORTS = {
+_HOMES = {
     "Collection": "evals.collections.collection",
     "load_collection": "evals.collections.catalogue",
     "evaluate": "evals.evaluation",
@@ -17,11 +16,6 @@ _EXPORTS = {
     "read_qrels": "evals.qrels",
 }
 
-__all__ = list(_EXPORTS)
+__all__ = list(_HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    # Imported when asked for: the metrics and the plots bring heavy packages along.
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'evals' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy_exports(__name__, _HOMES)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from retrieval.encoders.encoder import SparseEncoder
@@ -12,15 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["IndexWriter", "SparseEncoder", "SparseIndex"]
 
-_HOME = {
+_HOMES = {
     "SparseEncoder": "retrieval.encoders.encoder",
     "SparseIndex": "retrieval.index.sparse_index",
     "IndexWriter": "retrieval.index.writer",
 }
 
-
-def __getattr__(name: str) -> Any:
-    # Looked up when used: the command line imports this package and must not pay for Numba.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__ = lazy_exports(__name__, _HOMES)

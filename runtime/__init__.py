@@ -7,8 +7,9 @@ functions live in `runtime.dispatch`, `runtime.combine` and `runtime.regularizer
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from runtime.activations import SparseActivations
@@ -29,7 +30,7 @@ __all__ = [
     "TopP",
 ]
 
-_EXPORTS = {
+_HOMES = {
     "ActivityMeter": "runtime.meter",
     "ActivityReport": "runtime.meter",
     "Dispatch": "runtime.dispatch",
@@ -41,8 +42,4 @@ _EXPORTS = {
     "TopP": "runtime.select",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy_exports(__name__, _HOMES)
