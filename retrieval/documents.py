@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from runtime.batches import batched_within
 from runtime.errors import InputError, NotFoundError
 
 Document = Mapping[str, Any]
 """``{"_id": str, "title": str, "text": str, …}``; `title` may be missing, other keys are fields."""
+
+BATCH_DOCUMENTS = 2048
+BATCH_CHARACTERS = 1 << 22
 
 
 def document_text(document: Document) -> str:
@@ -17,6 +21,18 @@ def document_text(document: Document) -> str:
     title = document.get("title") or ""
     text = document.get("text") or ""
     return f"{title} {text}" if title and text else title or text
+
+
+def document_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Batches for encoding, bounded in documents and in characters, so that long documents take no more memory."""
+    return batched_within(
+        documents, BATCH_DOCUMENTS, BATCH_CHARACTERS, lambda document: len(document_text(document))
+    )
+
+
+def text_batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The same for texts."""
+    return batched_within(texts, BATCH_DOCUMENTS, BATCH_CHARACTERS, len)
 
 
 def check_document(document: Any, where: str) -> Document:

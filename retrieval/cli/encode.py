@@ -15,8 +15,6 @@ from runtime.progress import Advance
 if TYPE_CHECKING:
     from retrieval.encoders.encoder import SparseEncoder
 
-ENCODE_BATCH = 2048
-
 
 def encode(
     corpus: Annotated[
@@ -74,10 +72,9 @@ def _advancing(texts: Iterator[str], advance: Advance) -> Iterator[str]:
 def _write_vectors(
     encoder: SparseEncoder, corpus: Path, out: Path, format_: str, role: str, advance: Advance
 ) -> tuple[int, int]:
-    from retrieval.documents import document_text, read_documents
+    from retrieval.documents import document_batches, document_text, read_documents
     from retrieval.interop.anserini import AnseriniWriter
     from retrieval.interop.vectors import VectorWriter
-    from runtime.batches import batched
 
     encoded = non_zeros = 0
     writer: AnseriniWriter | VectorWriter = (
@@ -86,7 +83,7 @@ def _write_vectors(
         else VectorWriter(out, len(encoder.vocabulary), encoder.fingerprint)
     )
     with writer:
-        for batch in batched(read_documents(corpus), ENCODE_BATCH):
+        for batch in document_batches(read_documents(corpus)):
             texts = [document_text(document) for document in batch]
             vectors = encoder.encode_documents(texts) if role == "document" else encoder.encode_queries(texts)
             ids = [document["_id"] for document in batch]

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.documents import text_batches
 from retrieval.encoders.catalogue import ENCODER_FILE
 from retrieval.encoders.counting_workers import count_batches
 from retrieval.encoders.encoder import Advance, CountingEncoder, Vocabulary
@@ -25,14 +26,11 @@ from retrieval.encoders.english import EnglishAnalyzer
 from retrieval.index.arrays import ArrayFile, ArrayFolderWriter, map_array
 from retrieval.index.string_table import StringTable
 from runtime.activations import SparseActivations
-from runtime.batches import batched
 from runtime.errors import FormatError, UsageError
 
 FORMAT_VERSION = 1
 ANALYZER = "english-lucene-1"
 """Name and version of the analysis; part of the fingerprint, so it changes when `english` does."""
-
-BATCH_TEXTS = 2048
 
 
 class TermVocabulary(Vocabulary):
@@ -142,7 +140,7 @@ class Bm25Encoder(CountingEncoder):
         """Learn the statistics of a collection, read once, in batches."""
         frequency = np.zeros(0, np.int64)
         num_documents = total_length = 0
-        for counts, lengths in self.count_batches(batched(texts, BATCH_TEXTS), workers):
+        for counts, lengths in self.count_batches(text_batches(texts), workers):
             frequency = np.pad(frequency, (0, len(self._vocabulary) - len(frequency)))
             frequency += np.bincount(counts.units, minlength=len(frequency))
             num_documents += len(lengths)
@@ -191,7 +189,7 @@ class Bm25Encoder(CountingEncoder):
     def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> SparseActivations:
         """BM25 impacts of documents; needs a fitted encoder. Terms that the vocabulary lacks are left out."""
         batches = []
-        for counts in count_batches(batched(texts, BATCH_TEXTS), workers=1):
+        for counts in count_batches(text_batches(texts), workers=1):
             units = np.array(self._vocabulary.find(counts.terms), np.int32)[counts.units]
             known = units >= 0
             lengths = np.repeat(counts.lengths, np.diff(counts.indptr))

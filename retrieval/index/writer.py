@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.documents import Document, check_document, document_text
+from retrieval.documents import BATCH_DOCUMENTS, Document, check_document, document_batches, document_text
 from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.arrays import sync_folder
 from retrieval.index.buffer import DocumentBuffer
@@ -36,10 +36,7 @@ from retrieval.index.statistics import CountedSegment, collection_statistics, we
 from retrieval.index.stored_encoder import open_encoder, store_encoder
 from retrieval.index.writer_segment import WriterSegment
 from runtime.activations import SparseActivations
-from runtime.batches import batched
 from runtime.errors import InputError, UsageError
-
-BATCH_DOCUMENTS = 2048
 
 Batch = tuple[Sequence[Document], SparseActivations, NDArray[np.int64] | None]
 
@@ -307,7 +304,7 @@ class IndexWriter:
         waiting: deque[list[Document]] = deque()
 
         def texts() -> Iterator[list[str]]:
-            for batch in batched(documents, BATCH_DOCUMENTS):
+            for batch in document_batches(documents):
                 waiting.append(batch)
                 yield [document_text(document) for document in batch]
 
