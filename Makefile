@@ -28,12 +28,13 @@ clean:
 	rm -rf $(VENV) .lexpert
 
 # Each is made anew when what it installs from has changed, and costs nothing otherwise.
-$(VENV)/bin/python:
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "lexpert needs Python 3.11 or later; name one with: make PYTHON=python3.12 …" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
 
-$(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing lexpert into $(VENV) (a few minutes the first time) …"
 	$(INSTALL) --editable '.[demo]'
 	@touch $@

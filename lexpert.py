@@ -52,7 +52,7 @@ app.command("serve")(serving.cli.serve)
 def main() -> None:
     """Run the command line; errors that the caller can mend are one sentence and exit code 1 or 2."""
     try:
-        app()
+        app(prog_name="lexpert")
     except LexpertError as error:
         if os.environ.get("LEXPERT_DEBUG"):
             raise
@@ -61,6 +61,14 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of standard output has gone (`lexpert … | head`); that is not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if os.environ.get("LEXPERT_DEBUG"):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"lexpert: {where}{error.strerror or error}; check the path and its permissions", file=sys.stderr
+        )
         sys.exit(1)
 
 

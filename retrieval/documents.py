@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from runtime.errors import InputError, NotFoundError
 
 Document = Mapping[str, Any]
 """``{"_id": str, "title": str, "text": str, …}``; `title` may be missing, other keys are fields."""
+
+UTF_8_MARK = b"\xef\xbb\xbf"
 
 BATCH_DOCUMENTS = 2048
 BATCH_CHARACTERS = 1 << 22
@@ -42,8 +46,10 @@ def check_document(document: Any, where: str) -> Document:
             f"{where}: expected a JSON object with _id, title and text, got {type(document).__name__}"
         )
     identifier = document.get("_id")
-    if not isinstance(identifier, str) or not identifier:
+    if identifier is None:
         raise InputError(f'{where}: the document has no "_id"; give it a non-empty string')
+    if not isinstance(identifier, str) or not identifier:
+        raise InputError(f'{where}: "_id" must be a non-empty string, got {identifier!r:.60}')
     for key in ("title", "text"):
         value = document.get(key)
         if value is not None and not isinstance(value, str):
@@ -60,14 +66,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
         NotFoundError: the file is missing.
         InputError: a line is not UTF-8 or not JSON; names file and line.
     """
-    import gzip
-
     import orjson
 
     if not path.is_file():
         raise NotFoundError(f"{path} is missing; give a JSONL file with one JSON object a line")
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_intact_lines(path, lines), start=1):
+            if number == 1:
+                line = line.removeprefix(UTF_8_MARK)
             if not line.strip():
                 continue
             try:
@@ -75,6 +81,15 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
             except orjson.JSONDecodeError as error:
                 raise InputError(f"{path}, line {number}: {_why_not_json(line, error)}") from None
             yield f"{path}, line {number}", value
+
+
+def _intact_lines(path: Path, lines: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        yield from lines
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+            raise
+        raise InputError(f"{path} is not a whole gzip file ({error}); compress it again") from None
 
 
 def read_documents(path: Path) -> Iterator[Document]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from evals.report import Report
 from retrieval.encoders.bm25 import Bm25Encoder
 from retrieval.encoders.english import EnglishAnalyzer
 from retrieval.index.build import BuildReport, build_index
-from serving.configuration import HOST
+from runtime.errors import ConflictError
+from serving.ray_environment import choose_port
 
 INDEX_NAME = "python"
 QUESTIONS = (
@@ -144,11 +144,8 @@ def _snippet(text: str, matching: set[str], is_terminal: bool) -> Text:
 
 
 def free_port(wanted: int) -> int:
-    """`wanted` if nothing listens there, else 0 (which takes a free one)."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, wanted))
-        except OSError:
-            return 0
-    return wanted
+    """`wanted`, or another one if something listens there."""
+    try:
+        return choose_port(wanted)
+    except ConflictError:
+        return choose_port(0)

@@ -55,6 +55,6 @@ def parse_fields(declarations: list[str] | None) -> dict[str, str]:
     for declaration in declarations or []:
         name, separator, kind = declaration.partition(":")
         if not separator:
-            raise UsageError(f"--field {declaration} needs a kind: {declaration}:int, :float or :keyword")
+            raise UsageError(f"--field {declaration} must be NAME:int, NAME:float or NAME:keyword")
         fields[name] = kind
     return fields

@@ -68,11 +68,12 @@ def _search_one(index: SparseIndex, query: str, k: int, condition: Any, explain:
     from dataclasses import asdict
 
     hits = index.search([query], k, filter=condition)
+    vector = index.encoder.encode_queries([query]) if explain else None
     rows: list[dict[str, Any]] = []
     for identifier, score in zip(hits.ids[0], hits.scores[0].tolist(), strict=True):
         row: dict[str, Any] = {"id": identifier, "score": score, "document": index.document(identifier)}
-        if explain:
-            row["explanation"] = [asdict(share) for share in index.explain(query, identifier).shares]
+        if vector is not None:
+            row["explanation"] = [asdict(share) for share in index.explain(vector, identifier).shares]
         rows.append(row)
     if as_json:
         print_json({"query": query, "hits": rows, "unknown_terms": hits.unknown_terms[0]})

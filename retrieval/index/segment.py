@@ -133,6 +133,13 @@ class Segment:
         units, impacts = _document_postings(units, starts, rows, impacts, local)
         return units, impacts
 
+    def impacts(self, row: int, wanted: NDArray[np.int32]) -> NDArray[np.float32]:
+        """The impacts of some units (ascending) in one document, 0 where it does not have them."""
+        window, local = divmod(row, WINDOW_DOCUMENTS)
+        units, starts, rows, impacts = self._window(window)
+        found: NDArray[np.float32] = _document_impacts(units, starts, rows, impacts, local, wanted)
+        return found
+
     def _window(self, window: int) -> tuple[NDArray[Any], ...]:
         terms = slice(self.window_terms[window], self.window_terms[window + 1])
         postings = slice(self.window_postings[window], self.window_postings[window + 1])
@@ -178,6 +185,18 @@ def _transpose_window(
     return indptr, units, weights
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def _lower_bound(values: NDArray[Any], wanted: int, low: int, high: int) -> int:
+    """The first place from `low` on, before `high`, whose value is not below `wanted`."""
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 @numba.njit(nogil=True, cache=True)
 def _document_postings(
     term_units: NDArray[np.uint32],
@@ -191,17 +210,32 @@ def _document_postings(
     weights = np.empty(len(term_units), np.float32)
     found = 0
     for term in range(len(term_units)):
-        low = np.int64(term_starts[term])
-        end = np.int64(term_starts[term + 1]) if term + 1 < len(term_units) else np.int64(len(rows))
-        high = end
-        while low < high:
-            middle = (low + high) // 2
-            if rows[middle] < local:
-                low = middle + 1
-            else:
-                high = middle
-        if low < end and rows[low] == local:
+        end = np.int64(term_starts[term + 1]) if term + 1 < len(term_units) else len(rows)
+        place = _lower_bound(rows, local, np.int64(term_starts[term]), end)
+        if place < end and rows[place] == local:
             units[found] = term_units[term]
-            weights[found] = impacts[low]
+            weights[found] = impacts[place]
             found += 1
     return units[:found].copy(), weights[:found].copy()
+
+
+@numba.njit(nogil=True, cache=True)
+def _document_impacts(
+    term_units: NDArray[np.uint32],
+    term_starts: NDArray[np.uint32],
+    rows: NDArray[np.uint16],
+    impacts: NDArray[np.float32],
+    local: int,
+    wanted: NDArray[np.int32],
+) -> NDArray[np.float32]:
+    """The impacts of some units (ascending) in one document of a window, 0 where it does not have them."""
+    found = np.zeros(len(wanted), np.float32)
+    term = 0
+    for place in range(len(wanted)):
+        term = _lower_bound(term_units, wanted[place], term, len(term_units))
+        if term < len(term_units) and term_units[term] == wanted[place]:
+            end = np.int64(term_starts[term + 1]) if term + 1 < len(term_units) else len(rows)
+            posting = _lower_bound(rows, local, np.int64(term_starts[term]), end)
+            if posting < end and rows[posting] == local:
+                found[place] = impacts[posting]
+    return found

@@ -230,9 +230,15 @@ class SparseIndex:
             vectors, unknown = scorable(query.numpy(), max(self.manifest.num_units, 1)), []
         else:
             vectors, unknown = self.encoder.encode_queries([query]), self.encoder.unknown_terms(query)
-        row = found[0].row(found[1])
+        segment, row = found
+        impacts = segment.impacts(row, vectors.units)
         return explain_score(
-            document_id, (vectors.units, vectors.weights), row, self.encoder.vocabulary, unknown
+            document_id,
+            (vectors.units, vectors.weights),
+            impacts,
+            lambda: segment.row(row),
+            self.encoder.vocabulary,
+            unknown,
         )
 
     # Looking after

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.encoders.encoder import Vocabulary
+
+Row = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""Units, ascending, and their weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,63 +37,63 @@ class Explanation:
 
     Attributes:
         document_id: the document.
-        score: exactly what a search gives it; 0 when no term is shared.
+        score: what a search with this query vector gives it, bit by bit; 0 when no term is shared.
         shares: shared terms, largest share first; their shares sum exactly to `score`.
-        query_terms: all terms of the query and their weights, heaviest first.
-        document_terms: all terms of the document and their impacts, heaviest first.
         unknown_terms: terms of the query that the vocabulary does not have.
     """
 
     document_id: str
     score: float
     shares: list[TermShare]
-    query_terms: list[tuple[str, float]]
-    document_terms: list[tuple[str, float]]
     unknown_terms: list[str]
+    _vocabulary: Vocabulary = field(repr=False)
+    _query: Row = field(repr=False)
+    _read_document: Callable[[], Row] = field(repr=False)
+
+    @property
+    def query_terms(self) -> list[tuple[str, float]]:
+        """All terms of the query and their weights, heaviest first."""
+        return _heaviest_first(self._query, self._vocabulary)
+
+    @property
+    def document_terms(self) -> list[tuple[str, float]]:
+        """All terms of the document and their impacts, heaviest first; read from the index when asked for."""
+        return _heaviest_first(self._read_document(), self._vocabulary)
 
 
 def explain_score(
     document_id: str,
-    query: tuple[NDArray[np.int32], NDArray[np.float32]],
-    document: tuple[NDArray[np.int32], NDArray[np.float32]],
+    query: Row,
+    impacts: NDArray[np.float32],
+    read_document: Callable[[], Row],
     vocabulary: Vocabulary,
     unknown_terms: list[str],
 ) -> Explanation:
-    """Explain from the units (ascending) and weights of both sides.
+    """Explain from the query's units (ascending) and weights and the document's impacts of these, 0 for none.
 
     A share is the difference that its term made to the running float32 sum, rather than its own product: then
     the shares, added up in double precision, give the score exactly.
     """
-    shared, in_query, in_document = np.intersect1d(query[0], document[0], return_indices=True)
     score = np.float32(0)
     shares = []
-    for unit, query_place, document_place in zip(shared, in_query, in_document, strict=True):
+    for unit, weight, impact in zip(*query, impacts, strict=True):
+        if impact == 0:
+            continue
         before = score
-        score = np.float32(score + query[1][query_place] * document[1][document_place])
+        score = np.float32(score + weight * impact)
         shares.append(
             TermShare(
                 term=vocabulary.term(int(unit)),
-                query_weight=float(query[1][query_place]),
-                document_weight=float(document[1][document_place]),
+                query_weight=float(weight),
+                document_weight=float(impact),
                 share=float(score) - float(before),
             )
         )
     shares.sort(key=lambda share: -share.share)
-    return Explanation(
-        document_id,
-        float(score),
-        shares,
-        _heaviest_first(query, vocabulary),
-        _heaviest_first(document, vocabulary),
-        unknown_terms,
-    )
+    return Explanation(document_id, float(score), shares, unknown_terms, vocabulary, query, read_document)
 
 
-def _heaviest_first(
-    row: tuple[NDArray[np.int32], NDArray[np.float32]], vocabulary: Vocabulary
-) -> list[tuple[str, float]]:
+def _heaviest_first(row: Row, vocabulary: Vocabulary) -> list[tuple[str, float]]:
     units, weights = row
-    return [
-        (vocabulary.term(int(units[place])), float(weights[place]))
-        for place in np.argsort(-weights, kind="stable")
-    ]
+    order = np.argsort(-weights, kind="stable")
+    return [(vocabulary.term(int(units[place])), float(weights[place])) for place in order]

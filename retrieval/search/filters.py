@@ -49,7 +49,7 @@ def check_filter(condition: Any, fields: Mapping[str, FieldKind]) -> None:
 
 def _check_condition(condition: Filter, fields: Mapping[str, FieldKind]) -> None:
     name = condition["field"]
-    if name not in fields:
+    if not isinstance(name, str) or name not in fields:
         raise UsageError(f"the index has no field {name!r}; it has {', '.join(fields) or 'none'}")
     operators = [key for key in condition if key != "field"]
     if not operators or any(operator not in OPERATORS for operator in operators):

@@ -137,7 +137,7 @@ def test_an_exception_gives_up_what_was_not_committed(index: Path) -> None:
     ("document", "message"),
     [
         ({"text": "x"}, 'no "_id"'),
-        ({"_id": 7, "text": "x"}, 'no "_id"'),
+        ({"_id": 7, "text": "x"}, '"_id" must be a non-empty string, got 7'),
         ({"_id": "x", "text": 7}, '"text" of document'),
         ({"_id": "x", "year": "1999"}, "field 'year' must be of kind int"),
         ({"_id": "x", "year": True}, "field 'year' must be of kind int"),

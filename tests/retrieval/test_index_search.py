@@ -214,6 +214,7 @@ def test_bad_requests_are_one_sentence(number_encoder: Any, tmp_path: Path) -> N
         {"year": 1999},
         {"all": {"field": "year", "eq": 1}},
         {"any": [1]},
+        {"field": ["year"], "eq": 1},
         [],
         {"field": "year", "in": 1999},
         {"field": "year", "exists": 1},
@@ -225,3 +226,22 @@ def test_bad_requests_are_one_sentence(number_encoder: Any, tmp_path: Path) -> N
             index.search(SparseActivations.from_rows([([1], [weight])], NUM_UNITS))
     with pytest.raises(InputError, match="unit 99"):
         index.search(SparseActivations.from_rows([([99], [1.0])], 100))
+
+
+def test_an_explanation_names_all_terms_of_both_sides(number_encoder: Any, tmp_path: Path) -> None:
+    with IndexWriter.create(tmp_path / "index", encoder=number_encoder) as writer:
+        writer.add([{"_id": "a", "text": "1:0.5 3:2 9:1"}, {"_id": "b", "text": "1:4"}])
+    with SparseIndex.open(tmp_path / "index") as index:
+        explanation = index.explain("3:1 1:2 4:7", "a")
+        assert [
+            (share.term, share.query_weight, share.document_weight, share.share)
+            for share in explanation.shares
+        ] == [
+            ("u3", 1.0, 2.0, 2.0),
+            ("u1", 2.0, 0.5, 1.0),
+        ]
+        assert explanation.score == 3.0
+        assert explanation.query_terms == [("u4", 7.0), ("u1", 2.0), ("u3", 1.0)]
+        assert explanation.document_terms == [("u3", 2.0), ("u9", 1.0), ("u1", 0.5)]
+        nothing = index.explain("4:1", "b")
+        assert (nothing.score, nothing.shares) == (0.0, [])
