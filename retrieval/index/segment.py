@@ -197,6 +197,13 @@ def _lower_bound(values: NDArray[Any], wanted: int, low: int, high: int) -> int:
     return low
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def _term_postings(term_starts: NDArray[np.uint32], term: int, postings: int) -> tuple[int, int]:
+    """Where the postings of a window's term start and end."""
+    end = np.int64(term_starts[term + 1]) if term + 1 < len(term_starts) else postings
+    return np.int64(term_starts[term]), end  # type: ignore[return-value]
+
+
 @numba.njit(nogil=True, cache=True)
 def _document_postings(
     term_units: NDArray[np.uint32],
@@ -210,8 +217,8 @@ def _document_postings(
     weights = np.empty(len(term_units), np.float32)
     found = 0
     for term in range(len(term_units)):
-        end = np.int64(term_starts[term + 1]) if term + 1 < len(term_units) else len(rows)
-        place = _lower_bound(rows, local, np.int64(term_starts[term]), end)
+        start, end = _term_postings(term_starts, term, len(rows))
+        place = _lower_bound(rows, local, start, end)
         if place < end and rows[place] == local:
             units[found] = term_units[term]
             weights[found] = impacts[place]
@@ -234,8 +241,8 @@ def _document_impacts(
     for place in range(len(wanted)):
         term = _lower_bound(term_units, wanted[place], term, len(term_units))
         if term < len(term_units) and term_units[term] == wanted[place]:
-            end = np.int64(term_starts[term + 1]) if term + 1 < len(term_units) else len(rows)
-            posting = _lower_bound(rows, local, np.int64(term_starts[term]), end)
+            start, end = _term_postings(term_starts, term, len(rows))
+            posting = _lower_bound(rows, local, start, end)
             if posting < end and rows[posting] == local:
                 found[place] = impacts[posting]
     return found

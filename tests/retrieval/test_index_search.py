@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import retrieval.index.sparse_index
 from retrieval import IndexWriter, SparseIndex
+from retrieval.search.explain import TermShare
 from runtime.activations import SparseActivations
 from runtime.errors import InputError, NotFoundError, UsageError
 from tests.oracles.brute_force import scores_of, top_k
@@ -233,13 +234,7 @@ def test_an_explanation_names_all_terms_of_both_sides(number_encoder: Any, tmp_p
         writer.add([{"_id": "a", "text": "1:0.5 3:2 9:1"}, {"_id": "b", "text": "1:4"}])
     with SparseIndex.open(tmp_path / "index") as index:
         explanation = index.explain("3:1 1:2 4:7", "a")
-        assert [
-            (share.term, share.query_weight, share.document_weight, share.share)
-            for share in explanation.shares
-        ] == [
-            ("u3", 1.0, 2.0, 2.0),
-            ("u1", 2.0, 0.5, 1.0),
-        ]
+        assert explanation.shares == [TermShare("u3", 1.0, 2.0, 2.0), TermShare("u1", 2.0, 0.5, 1.0)]
         assert explanation.score == 3.0
         assert explanation.query_terms == [("u4", 7.0), ("u1", 2.0), ("u3", 1.0)]
         assert explanation.document_terms == [("u3", 2.0), ("u9", 1.0), ("u1", 0.5)]

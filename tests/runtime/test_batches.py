@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,5 +25,5 @@ def test_weighed_batches_are_as_full_as_both_bounds_allow(items: list[int], size
     for batch in batches:
         assert 1 <= len(batch) <= size
         assert sum(batch) <= limit or len(batch) == 1
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in pairwise(batches):
         assert len(batch) == size or sum(batch) + following[0] > limit
