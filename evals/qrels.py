@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.errors import InputError, NotFoundError
+from retrieval.interop.text_lines import read_lines
+from runtime.errors import InputError
 
 BEIR_HEADER = ("query-id", "corpus-id", "score")
 
+LARGEST_GRADE = 10_000
+"""Grades go to this, and down to its negative: trec_eval keeps an array with a place for each grade."""
+
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Read a judgement file, telling the two forms apart by its first line.
+    """Read a judgement file (plain or .gz), telling the two forms apart by its first line.
 
     The three columns of BEIR (``query-id corpus-id score`` in a header, tabs between) or the four of TREC
     (``qid 0 docid grade``, any white space between). Rows with grade 0 are kept: they say that the query was
@@ -19,11 +22,12 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
 
     Raises:
         NotFoundError: no such file.
-        InputError: a line of neither form, or a grade that is not a whole number; names file and line.
+        InputError: a line of neither form, or a grade that is not a whole number within ±`LARGEST_GRADE`; names
+            file and line.
     """
     qrels: dict[str, dict[str, int]] = {}
     columns = 0
-    for number, line in _lines(path):
+    for number, line in read_lines(path, "a judgement file in BEIR's or TREC's form"):
         if columns == 0:
             columns = 3 if tuple(line.lower().split()) == BEIR_HEADER or line.count("\t") == 2 else 4
             if tuple(line.lower().split()) == BEIR_HEADER:
@@ -36,22 +40,15 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
             )
         query, document, grade = (values[0], values[-2], values[-1])
         try:
-            qrels.setdefault(query, {})[document] = int(grade)
+            value = int(grade)
         except ValueError:
             raise InputError(
-                f"{path}, line {number}: the grade must be a whole number, got {grade!r}"
+                f"{path}, line {number}: the grade must be a whole number, got {grade!r:.60}"
             ) from None
+        if abs(value) > LARGEST_GRADE:
+            raise InputError(
+                f"{path}, line {number}: the grade must lie between {-LARGEST_GRADE} and {LARGEST_GRADE}, "
+                f"got {grade:.60}"
+            )
+        qrels.setdefault(query, {})[document] = value
     return qrels
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing; give a judgement file in BEIR's or TREC's form")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as damage:
-                raise InputError(f"{path}, line {number}: byte {damage.start + 1} is not UTF-8") from None
-            if line.strip():
-                yield number, line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +10,12 @@ from evals.collections.collection import Collection, judged_queries
 from evals.qrels import read_qrels
 from retrieval.corpus import file_checksum
 from retrieval.documents import Document
+from retrieval.interop.text_lines import read_lines
 from runtime.errors import InputError, NotFoundError, UsageError
 
 # split: (queries files, judgement files, lowest relevant grade). The names are those of the published
-# archives; the first one that lies in the folder is read. TREC DL counts grades 2 and 3 as relevant in the
-# measures that know only relevant and not; grade 1 is "related, but does not answer".
+# archives; the first one that lies in the folder, plain or as .gz, is read. TREC DL counts grades 2 and 3 as
+# relevant in the measures that know only relevant and not; grade 1 is "related, but does not answer".
 SPLITS = {
     "dev": (("queries.dev.small.tsv", "queries.dev.tsv"), ("qrels.dev.small.tsv", "qrels.dev.tsv"), 1),
     "dl19": (
@@ -29,7 +29,7 @@ SPLITS = {
         2,
     ),
 }
-COLLECTION_FILES = ("collection.tsv", "collection.tsv.gz")
+COLLECTION_FILES = ("collection.tsv",)
 
 
 class TsvCorpus:
@@ -61,7 +61,7 @@ class TsvCorpus:
 
 def is_msmarco_folder(folder: Path) -> bool:
     """Whether `folder` has MS MARCO's layout."""
-    return any((folder / name).is_file() for name in COLLECTION_FILES)
+    return _lying(folder, COLLECTION_FILES) is not None
 
 
 def load_msmarco(folder: Path, split: str = "dev") -> Collection:
@@ -99,26 +99,25 @@ def read_tsv(path: Path) -> Iterator[tuple[int, str, str]]:
 
     Raises:
         NotFoundError: no such file.
-        InputError: a line without a tab, with an empty id, or not in UTF-8; names file and line.
+        InputError: a line without a tab, with an empty id, or not in UTF-8, or a .gz that is damaged; names
+            file and line.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing; give a file of id<TAB>text lines")
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            try:
-                line = raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as damage:
-                raise InputError(f"{path}, line {number}: byte {damage.start + 1} is not UTF-8") from None
-            if not line:
-                continue
-            identifier, tab, text = line.partition("\t")
-            if not tab or not identifier:
-                raise InputError(f"{path}, line {number}: expected id<TAB>text, got {line:.60}")
-            yield number, identifier, text
+    for number, line in read_lines(path, "a file of id<TAB>text lines"):
+        identifier, tab, text = line.partition("\t")
+        if not tab or not identifier:
+            raise InputError(f"{path}, line {number}: expected id<TAB>text, got {line:.60}")
+        yield number, identifier, text
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise NotFoundError(f"{folder} has no {' or '.join(names)}; give a folder with MS MARCO's passage files")
+    found = _lying(folder, names)
+    if found is None:
+        raise NotFoundError(
+            f"{folder} has no {' or '.join(names)} (plain or .gz); give a folder with MS MARCO's passage files"
+        )
+    return found
+
+
+def _lying(folder: Path, names: tuple[str, ...]) -> Path | None:
+    paths = (folder / f"{name}{end}" for name in names for end in ("", ".gz"))
+    return next((path for path in paths if path.is_file()), None)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError, NotFoundError
+from retrieval.interop.text_lines import read_lines
+from runtime.errors import InputError
 
 Ranking = list[tuple[str, float]]
 """``(document id, score)``, best first."""
@@ -55,16 +56,23 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: Path, tag: s
 
 
 def read_run(path: Path) -> Run:
-    """Read a run file; rankings in the order of their scores, equal scores in the order of their rank column.
+    """Read a run file (plain or .gz); rankings in the order of their scores, equal scores in that of their ranks.
 
     Raises:
         NotFoundError: no such file.
         InputError: a line that has not six columns, a rank or score that is no number, or a document twice
             in a ranking; names file and line.
     """
+    return read_tagged_run(path)[0]
+
+
+def read_tagged_run(path: Path) -> tuple[Run, str | None]:
+    """Read a run file as `read_run` does, with the tag of its lines; None where they have several or are none."""
     rows: dict[str, dict[str, tuple[float, int]]] = {}
+    tags = set()
     for number, values in _rows(path):
-        query, _, document, rank, score, _ = values
+        query, _, document, rank, score, tag = values
+        tags.add(tag)
         try:
             place, value = int(rank), float(score)
         except ValueError:
@@ -77,13 +85,14 @@ def read_run(path: Path) -> Run:
         if document in ranking:
             raise InputError(f"{path}, line {number}: document {document!r} is twice in query {query!r}")
         ranking[document] = (value, place)
-    return {
+    run = {
         query: [
             (document, score)
             for document, (score, _) in sorted(ranking.items(), key=lambda row: (-row[1][0], row[1][1]))
         ]
         for query, ranking in rows.items()
     }
+    return run, tags.pop() if len(tags) == 1 else None
 
 
 def strictly_decreasing(scores: Sequence[float], where: str) -> NDArray[np.float32]:
@@ -108,22 +117,14 @@ def strictly_decreasing(scores: Sequence[float], where: str) -> NDArray[np.float
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing; give a TREC run file")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                values = raw.decode("utf-8").split()
-            except UnicodeDecodeError as damage:
-                raise InputError(f"{path}, line {number}: byte {damage.start + 1} is not UTF-8") from None
-            if not values:
-                continue
-            if len(values) != 6:
-                raise InputError(
-                    f"{path}, line {number}: expected the six columns qid Q0 docid rank score tag, "
-                    f"got {len(values)}"
-                )
-            yield number, values
+    for number, line in read_lines(path, "a TREC run file"):
+        values = line.split()
+        if len(values) != 6:
+            raise InputError(
+                f"{path}, line {number}: expected the six columns qid Q0 docid rank score tag, "
+                f"got {len(values)}"
+            )
+        yield number, values
 
 
 def _check_words(identifiers: list[str], path: Path) -> None:

@@ -178,6 +178,42 @@ def test_a_malformed_passage_is_named_with_file_and_line(msmarco: Path, line: by
     assert "collection.tsv" in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["collection.tsv", "queries.dev.small.tsv", "qrels.dev.small.tsv"])
+def test_each_msmarco_file_may_be_compressed(msmarco: Path, name: str) -> None:
+    plain = load_msmarco(msmarco)
+    documents = list(plain.corpus)
+    content = (msmarco / name).read_bytes()
+    (msmarco / name).unlink()
+    (msmarco / f"{name}.gz").write_bytes(gzip.compress(content))
+    packed = load_collection(msmarco)
+    assert list(packed.corpus) == documents
+    assert (packed.queries, packed.qrels) == (plain.queries, plain.qrels)
+
+
+PASSAGES = gzip.compress("".join(f"{number}\tpassage {number * 7919}\n" for number in range(500)).encode())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"0\tnot compressed\n", PASSAGES[:200], PASSAGES[:200] + bytes(50) + PASSAGES[250:], PASSAGES[:-4]],
+    ids=["plain text", "cut short", "damaged inside", "without its end"],
+)
+def test_a_damaged_gzip_file_is_named(msmarco: Path, content: bytes) -> None:
+    (msmarco / "collection.tsv").unlink()
+    (msmarco / "collection.tsv.gz").write_bytes(content)
+    with pytest.raises(InputError, match=r"collection\.tsv\.gz is not a whole gzip file"):
+        list(load_msmarco(msmarco).corpus)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_id(msmarco: Path) -> None:
+    for path in msmarco.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    collection = load_msmarco(msmarco)
+    assert list(collection.queries) == ["9", "8"]
+    assert list(collection.qrels) == ["8", "9"]
+    assert next(iter(collection.corpus))["_id"] == "0"
+
+
 def test_the_catalogue_tells_the_folders_apart(beir: Path, msmarco: Path, tmp_path: Path) -> None:
     assert load_collection(beir).name == "tiny"
     assert load_collection(beir, "train").split == "train"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ def test_a_pair_that_is_judged_twice_keeps_its_last_grade(tmp_path: Path) -> Non
         ("query-id\tcorpus-id\tscore\nq\td\thigh\n", "line 2: the grade must be a whole number, got 'high'"),
         ("q 0 d 1\nq 0 d\n", "line 2: expected 4 columns"),
         ("q 0 d 1.5\n", "line 1: the grade"),
+        ("q 0 d 99999999999999999999\n", "line 1: the grade must lie between -10000 and 10000"),
+        ("q 0 d 1\nq 0 e -10001\n", "line 2: the grade must lie between"),
     ],
 )
 def test_a_malformed_line_is_named_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
@@ -47,6 +50,17 @@ def test_a_malformed_line_is_named_with_file_and_line(tmp_path: Path, text: str,
     with pytest.raises(InputError, match=message) as raised:
         read_qrels(path)
     assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("first_line", ["query-id\tcorpus-id\tscore\nq1\td1\t2\n", "q1 0 d1 2\n"])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path, first_line: str) -> None:
+    assert read_qrels(written(tmp_path, "\ufeff" + first_line)) == {"q1": {"d1": 2}}
+
+
+def test_judgements_may_be_compressed(tmp_path: Path) -> None:
+    path = tmp_path / "qrels.gz"
+    path.write_bytes(gzip.compress(b"q1 0 d1 2\n"))
+    assert read_qrels(path) == {"q1": {"d1": 2}}
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
