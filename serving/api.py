@@ -8,6 +8,7 @@ import logging
 from runtime.errors import LexpertError
 from serving.asgi import ClientGoneError, Receive, Request, Response, Router, Scope, Send
 from serving.configuration import ServerConfiguration
+from serving.deadline import WorkStoppedError
 from serving.errors import ApiError, from_library, internal_error
 from serving.request_identity import REQUEST_ID
 from serving.routes import ROUTES
@@ -55,7 +56,7 @@ class Api:
         method = request.scope["method"]
         try:
             response = await self._answer(method, request)
-        except ClientGoneError:
+        except (ClientGoneError, WorkStoppedError):
             return
         except ApiError as error:
             response = self._refuse(request, error)
@@ -66,7 +67,7 @@ class Api:
         try:
             handler, request.path_parameters = ROUTER.find(method, request.scope["path"])
             return await handler(self.state, request)
-        except (ApiError, ClientGoneError):
+        except (ApiError, ClientGoneError, WorkStoppedError):
             raise
         except Exception as error:
             raise (from_library(error) if isinstance(error, LexpertError) else internal_error()) from error

@@ -6,8 +6,10 @@ a search does.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
+from email.message import Message as HeaderSection
 from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl
 
@@ -54,16 +56,30 @@ class Request:
                 400, "unknown_parameter", f"there is no parameter {param} in the URL of this route", param
             )
 
-    async def json_body(self, max_bytes: int) -> bytes:
+    async def json_body(self, max_bytes: int, timeout_s: float) -> bytes:
         """The bytes of a JSON body, not yet parsed.
 
         Raises:
-            ApiError: 415 unless it is said to be plain JSON in UTF-8, 413 if it is longer than `max_bytes`.
+            ApiError: 415 unless it is said to be plain JSON in UTF-8, 413 if it is longer than `max_bytes`,
+                408 if it has not come after `timeout_s` seconds.
+            ClientGoneError: nor will it ever.
         """
         require_json(self.header(b"content-type"), self.header(b"content-encoding"))
         declared = self.header(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > max_bytes:
             raise too_large(max_bytes)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._body(max_bytes)
+        except TimeoutError:
+            raise ApiError(
+                408,
+                "timeout",
+                f"the body did not come to its end within {timeout_s:g} s; send it faster, or less of it",
+                headers=[(b"connection", b"close")],
+            ) from None
+
+    async def _body(self, max_bytes: int) -> bytes:
         chunks = bytearray()
         while True:
             message = await self.receive()
@@ -81,16 +97,28 @@ def require_json(content_type: str | None, content_encoding: str | None) -> None
 
     A missing type is refused too: that is what a page in a browser can send to this machine without asking.
     """
-    media_type, _, parameters = (content_type or "").partition(";")
-    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8", "utf8"):
+    if not content_type:
         raise ApiError(
             415,
             "unsupported_media_type",
-            f"the body must come with content-type: application/json, not {content_type or 'without a type'}",
+            "the body came without a content-type; send content-type: application/json",
+        )
+    if content_type != "application/json" and not is_json_in_utf8(content_type):
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"the body must come with content-type: application/json, in UTF-8, not {content_type}",
         )
     if content_encoding is not None and content_encoding.strip().lower() != "identity":
         raise ApiError(415, "unsupported_media_type", f"the body must not be compressed ({content_encoding})")
+
+
+def is_json_in_utf8(content_type: str) -> bool:
+    """Whether a content type, with any parameters that it may have, is JSON in UTF-8."""
+    header = HeaderSection()
+    header["content-type"] = content_type
+    charset = header.get_param("charset", "utf-8")
+    return header.get_content_type() == "application/json" and str(charset).lower() in ("utf-8", "utf8")
 
 
 def too_large(max_bytes: int) -> ApiError:

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.deadline import Deadline
 from serving.encoding import ServedEncoder
 from serving.errors import ApiError
 
 if TYPE_CHECKING:
     from retrieval import SparseIndex
+
+WARM_UP_S = 3600.0
+"""A large model may take its time to load."""
 
 
 def check_indexes(folders: Mapping[str, Path]) -> None:
@@ -68,7 +72,7 @@ class Catalogue:
         from runtime.activations import SparseActivations
 
         for served in self.indexes.values():
-            served.encoder.encode_queries(["warm up"])
+            served.encoder.encode(["warm up"], "query", Deadline(WARM_UP_S))
             units = len(served.encoder.vocabulary)
             if units:
                 served.index.search(SparseActivations.from_rows([([0], [1.0])], units), k=1)

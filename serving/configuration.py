@@ -18,7 +18,15 @@ IndexName = Annotated[str, StringConstraints(pattern=INDEX_NAME)]
 
 
 class Limits(BaseModel):
-    """How much one request may ask for; beyond it a request is refused, never cut short."""
+    """How much one request may ask for; beyond it a request is refused, never cut short.
+
+    Attributes:
+        max_results: queries × k of one search.
+        max_documents: queries × k of one search with text or explanations, which cost more than ranking.
+        max_in_hand: requests with a body that are read, wait or are worked on at the same time.
+        body_timeout_s: time for a client to send its body.
+        timeout_s: time from the body's end to the answer, with waiting.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,6 +34,11 @@ class Limits(BaseModel):
     max_k: int = Field(default=1000, ge=1)
     max_queries: int = Field(default=256, ge=1)
     max_inputs: int = Field(default=256, ge=1)
+    max_results: int = Field(default=100_000, ge=1)
+    max_documents: int = Field(default=1000, ge=1)
+    max_in_hand: int = Field(default=1024, ge=1)
+    body_timeout_s: float = Field(default=10.0, gt=0)
+    timeout_s: float = Field(default=30.0, gt=0)
 
 
 class ServerConfiguration(BaseModel):

@@ -1,29 +1,41 @@
-"""Encoders as a server uses them: by one thread at a time."""
+"""Encoders as a server uses them: those that cannot be shared by threads, by one request at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from runtime.activations import SparseActivations
+from serving.deadline import Deadline
 
 if TYPE_CHECKING:
     from retrieval import SparseEncoder
     from retrieval.encoders.encoder import Vocabulary
-    from runtime.activations import SparseActivations
+
+Encoded = TypeVar("Encoded")
+
+SHARED_FAMILIES = frozenset({"bm25"})
+"""Encoders that threads may share. The others compute on all cores, so two at once would be in each other's way."""
+
+BATCH = 32
+"""Texts encoded, and queries searched, between two looks at the deadline."""
 
 
 class ServedEncoder:
-    """An encoder behind a lock.
-
-    Encoders keep caches and may compute on all cores, so two threads in one of them would at best be in each
-    other's way. Searching needs no lock, and takes place outside of it.
-    """
+    """An encoder, with a turn to wait for if threads cannot share it."""
 
     def __init__(self, encoder: SparseEncoder) -> None:
         self._encoder = encoder
         # Asked for on the event loop; some encoders read all their weights to compute it.
         self.fingerprint = encoder.fingerprint
-        self._lock = Lock()
+        self.turn = None if encoder.family in SHARED_FAMILIES else asyncio.Lock()
+        """Waited for on the event loop, so that those who wait do not take threads from other indexes."""
+        # A request that ran out of time gives its turn back while its thread still works on the last batch.
+        self._alone: AbstractContextManager[object] = nullcontext() if self.turn is None else Lock()
 
     @property
     def name(self) -> str:
@@ -33,19 +45,36 @@ class ServedEncoder:
     def vocabulary(self) -> Vocabulary:
         return self._encoder.vocabulary
 
-    def encode_documents(self, texts: Sequence[str]) -> SparseActivations:
-        with self._lock:
-            return self._encoder.encode_documents(texts)
-
-    def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
-        with self._lock:
-            return self._encoder.encode_queries(texts)
+    def encode(self, texts: Sequence[str], role: str, deadline: Deadline) -> SparseActivations:
+        """Vectors of texts as `role`, ``"query"`` or ``"document"``, batch by batch while there is time."""
+        encode = self._encoder.encode_queries if role == "query" else self._encoder.encode_documents
+        batches = []
+        for first in range(0, len(texts), BATCH):
+            deadline.check()
+            with self._alone:
+                batches.append(encode(texts[first : first + BATCH]))
+        return batches[0] if len(batches) == 1 else SparseActivations.concat(batches)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
-        with self._lock:
+        with self._alone:
             return self._encoder.count_tokens(texts)
 
     def unknown_terms(self, texts: Sequence[str]) -> list[list[str]]:
         """For each text, the terms that the vocabulary cannot express."""
-        with self._lock:
+        with self._alone:
             return [self._encoder.unknown_terms(text) for text in texts]
+
+    def apart(
+        self, encode: Callable[[], Encoded], finish: Callable[[Encoded], bytes]
+    ) -> bytes | EncodingTurn[Encoded]:
+        """``finish(encode())``, now if threads may share the encoder, else when it is the request's turn."""
+        return finish(encode()) if self.turn is None else EncodingTurn(self.turn, encode, finish)
+
+
+@dataclass(frozen=True)
+class EncodingTurn(Generic[Encoded]):
+    """Work in two parts, of which only the first needs the encoder: searching is for many threads at once."""
+
+    turn: asyncio.Lock
+    encode: Callable[[], Encoded]
+    finish: Callable[[Encoded], bytes]

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from serving.asgi import Request, Response, Route
 from serving.catalogue import Catalogue
 from serving.configuration import Limits
+from serving.deadline import Deadline
+from serving.encoding import EncodingTurn, ServedEncoder
 from serving.errors import ApiError, from_validation
 from serving.state import ServerState
+
+if TYPE_CHECKING:
+    from runtime.activations import SparseActivations
+
+
+def one_or_more(texts: Any) -> list[Any]:
+    """A single text as a list of one. Said by hand: a union would name its members in messages."""
+    if not isinstance(texts, str | list):
+        raise PydanticCustomError("text_type", "input should be a string or a list of strings")
+    return [texts] if isinstance(texts, str) else texts
 
 
 class EncodeRequest(BaseModel):
@@ -21,13 +35,10 @@ class EncodeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
-    input: str | list[str]
+    input: Annotated[list[str], BeforeValidator(one_or_more)]
     role: Literal["document", "query"] = "document"
     top_k: int | None = Field(None, ge=1)
     return_tokens: bool = False
-
-    def texts(self) -> list[str]:
-        return [self.input] if isinstance(self.input, str) else self.input
 
 
 def read_encode_request(body: bytes, limits: Limits) -> EncodeRequest:
@@ -40,7 +51,7 @@ def read_encode_request(body: bytes, limits: Limits) -> EncodeRequest:
         parsed = EncodeRequest.model_validate_json(body)
     except ValidationError as error:
         raise from_validation(error) from None
-    count = len(parsed.texts())
+    count = len(parsed.input)
     if not 1 <= count <= limits.max_inputs:
         raise ApiError(
             422, "invalid_value", f"input has {count} texts, but must have 1 to {limits.max_inputs}", "input"
@@ -48,13 +59,24 @@ def read_encode_request(body: bytes, limits: Limits) -> EncodeRequest:
     return parsed
 
 
-def answer(catalogue: Catalogue, body: bytes, limits: Limits) -> bytes:
+def answer(
+    catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline
+) -> bytes | EncodingTurn[SparseActivations]:
     """Parse and encode, and build the body of the answer (blocking)."""
     request = read_encode_request(body, limits)
     encoder = catalogue.encoder(request.model)
-    encode = encoder.encode_queries if request.role == "query" else encoder.encode_documents
+    return encoder.apart(
+        partial(encoder.encode, request.input, request.role, deadline),
+        partial(answer_body, request, encoder, deadline),
+    )
+
+
+def answer_body(
+    request: EncodeRequest, encoder: ServedEncoder, deadline: Deadline, vectors: SparseActivations
+) -> bytes:
     data = []
-    for place, (units, weights) in enumerate(encode(request.texts())):
+    for place, (units, weights) in enumerate(vectors):
+        deadline.check()
         order = strongest_first(np.asarray(units), np.asarray(weights))[: request.top_k]
         vector: dict[str, Any] = {
             "index": place,
@@ -64,7 +86,7 @@ def answer(catalogue: Catalogue, body: bytes, limits: Limits) -> bytes:
         if request.return_tokens:
             vector["tokens"] = [encoder.vocabulary.term(unit) for unit in vector["indices"]]
         data.append(vector)
-    usage = {"prompt_tokens": encoder.count_tokens(request.texts())}
+    usage = {"prompt_tokens": encoder.count_tokens(request.input)}
     return orjson.dumps({"data": data, "model": request.model, "usage": usage})
 
 
@@ -75,9 +97,7 @@ def strongest_first(units: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) 
 
 async def encode(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
-    catalogue = state.catalogue
-    limits = state.configuration.limits
-    return await state.respond(answer, catalogue, await request.json_body(limits.max_body_bytes), limits)
+    return await state.respond(request, partial(answer, state.catalogue, state.configuration.limits))
 
 
 ROUTES = (Route("POST", "/v1/encode", encode),)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +13,8 @@ from runtime.errors import LexpertError
 from serving.asgi import Request, Response, Route
 from serving.catalogue import ServedIndex
 from serving.configuration import Limits
+from serving.deadline import Deadline
+from serving.encoding import BATCH, EncodingTurn
 from serving.errors import ApiError, from_library, from_validation
 from serving.query_vectors import read_query_vectors
 from serving.state import ServerState
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from runtime.activations import SparseActivations
 
 Vector = dict[str, Any]
+
+Queries: TypeAlias = "tuple[SparseActivations, list[list[str]]]"
+"""Query vectors, and the terms of each query that the vocabulary cannot express."""
 
 QUERY_FORMS = ("query", "queries", "vector", "vectors")
 
@@ -75,40 +81,85 @@ def read_search_request(body: bytes, limits: Limits) -> SearchRequest:
                 f"{count} {given[0]}, but at most {limits.max_queries} are allowed",
                 given[0],
             )
+    check_results(parsed, max(len(parsed.queries or ()), len(parsed.vectors or ()), 1), limits)
     return parsed
 
 
-def answer(served: ServedIndex, body: bytes, limits: Limits) -> bytes:
+def check_results(request: SearchRequest, count: int, limits: Limits) -> None:
+    """Raise a 422 if `count` queries may have more hits together than one request may ask for."""
+    most, kind = limits.max_results, "results"
+    if request.parts:
+        most, kind = (
+            min(limits.max_documents, most),
+            f"results with {' and '.join(sorted(set(request.parts)))}",
+        )
+    if count * request.k > most:
+        raise ApiError(
+            422,
+            "invalid_value",
+            f"{count} queries with k {request.k} ask for {count * request.k:,} {kind}, but at most {most:,} "
+            "are allowed in one request; lower k or split the queries",
+            "k",
+        )
+
+
+def answer(
+    served: ServedIndex, limits: Limits, body: bytes, deadline: Deadline
+) -> bytes | EncodingTurn[Queries]:
     """Parse, encode and search, and build the body of the answer (blocking)."""
     started = time.perf_counter()
     request = read_search_request(body, limits)
-    queries, unknown_terms = read_queries(served, request)
-    try:
-        hits = served.index.search(queries, k=request.k, filter=request.filter)
-    except LexpertError as error:
-        raise from_library(error, "filter" if request.filter is not None else None) from error
-    results = []
-    for row, (ids, scores) in enumerate(zip(hits.ids, hits.scores, strict=True)):
-        found = []
-        for identifier, score in zip(ids, scores.tolist(), strict=True):
-            hit: dict[str, Any] = {"id": identifier, "score": score}
-            if "text" in request.parts:
-                hit["document"] = document_body(served, identifier)
-            if "explain" in request.parts:
-                hit["explanation"] = explanation_body(served, queries[row], identifier)
-            found.append(hit)
-        results.append({"hits": found, "unknown_terms": unknown_terms[row], "partial": False})
+    finish = partial(answer_body, served, request, started, deadline)
+    texts = request.texts()
+    if texts:
+        return served.encoder.apart(partial(encode_texts, served, texts, deadline), finish)
+    vectors = read_query_vectors(*request.named_vectors(), served.encoder.vocabulary)
+    return finish((vectors.activations, vectors.unknown_terms))
+
+
+def encode_texts(served: ServedIndex, texts: list[str], deadline: Deadline) -> Queries:
+    return served.encoder.encode(texts, "query", deadline), served.encoder.unknown_terms(texts)
+
+
+def answer_body(
+    served: ServedIndex, request: SearchRequest, started: float, deadline: Deadline, encoded: Queries
+) -> bytes:
+    """Search batch by batch, and describe the hits, while there is time."""
+    queries, unknown_terms = encoded
+    results: list[dict[str, Any]] = []
+    for first in range(0, len(queries), BATCH):
+        deadline.check()
+        batch = queries[first : first + BATCH]
+        try:
+            hits = served.index.search(batch, k=request.k, filter=request.filter)
+        except LexpertError as error:
+            raise from_library(error, "filter" if request.filter is not None else None) from error
+        for row, (ids, scores) in enumerate(zip(hits.ids, hits.scores, strict=True)):
+            found = [
+                {"id": identifier, "score": score}
+                for identifier, score in zip(ids, scores.tolist(), strict=True)
+            ]
+            if request.parts:
+                describe(found, served, request, batch[row : row + 1], deadline)
+            results.append({"hits": found, "unknown_terms": unknown_terms[first + row], "partial": False})
     took_ms = round((time.perf_counter() - started) * 1e3, 3)
     return orjson.dumps({"results": results, "version": served.index.generation, "took_ms": took_ms})
 
 
-def read_queries(served: ServedIndex, request: SearchRequest) -> tuple[SparseActivations, list[list[str]]]:
-    """The query vectors of a request, and the terms of each query that the vocabulary cannot express."""
-    texts = request.texts()
-    if texts:
-        return served.encoder.encode_queries(texts), served.encoder.unknown_terms(texts)
-    vectors = read_query_vectors(*request.named_vectors(), served.encoder.vocabulary)
-    return vectors.activations, vectors.unknown_terms
+def describe(
+    hits: list[dict[str, Any]],
+    served: ServedIndex,
+    request: SearchRequest,
+    query: SparseActivations,
+    deadline: Deadline,
+) -> None:
+    """Add what the request wants to know of each hit."""
+    for hit in hits:
+        deadline.check()
+        if "text" in request.parts:
+            hit["document"] = document_body(served, hit["id"])
+        if "explain" in request.parts:
+            hit["explanation"] = explanation_body(served, query, hit["id"])
 
 
 def document_body(served: ServedIndex, identifier: str) -> dict[str, Any] | None:
@@ -135,8 +186,7 @@ def explanation_body(served: ServedIndex, query: SparseActivations, identifier: 
 async def search(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
     served = state.catalogue.index(request.path_parameters["name"])
-    limits = state.configuration.limits
-    return await state.respond(answer, served, await request.json_body(limits.max_body_bytes), limits)
+    return await state.respond(request, partial(answer, served, state.configuration.limits))
 
 
 ROUTES = (Route("POST", "/v1/indexes/{name}/search", search),)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from serving.configuration import ServerConfiguration
 
 SEARCH = "/v1/indexes/docs/search"
 JSON = {"content-type": "application/json"}
@@ -92,9 +95,14 @@ def test_an_encoding_that_is_json_but_wrong_names_the_field(api: Any, body: Any,
     assert error_of(api.post("/v1/encode", json=body), 422)["param"] == param
 
 
-@pytest.mark.parametrize("body", [{"model": "docs", "input": 5}, {"model": "docs", "input": ["a", None]}])
-def test_an_input_that_is_no_text_is_refused(api: Any, body: Any) -> None:
-    assert error_of(api.post("/v1/encode", json=body), 422)["param"].startswith("input")
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [(5, "input"), (None, "input"), ({}, "input"), ([1], "input.0"), (["a", None], "input.1")],
+)
+def test_an_input_that_is_no_text_is_refused_where_it_stands(api: Any, given: Any, param: str) -> None:
+    error = error_of(api.post("/v1/encode", json={"model": "docs", "input": given}), 422)
+    assert error["param"] == param
+    assert "string" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -156,9 +164,42 @@ def test_a_body_that_is_not_said_to_be_plain_json_is_refused(api: Any, headers: 
     assert error_of(response, 415)["code"] == "unsupported_media_type"
 
 
-def test_the_charset_may_be_spelled_out(api: Any) -> None:
-    headers = {"content-type": "Application/JSON; charset=UTF-8"}
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "Application/JSON; charset=UTF-8",
+        'application/json;charset="utf-8"',
+        "application/json; odata=verbose",
+        "application/json; charset=utf-8; x=y",
+    ],
+)
+def test_a_type_may_have_parameters(api: Any, content_type: str) -> None:
+    headers = {"content-type": content_type}
     assert api.post(SEARCH, content=b'{"query": "file"}', headers=headers).status_code == 200
+
+
+def test_a_missing_type_is_called_missing(api: Any) -> None:
+    message = error_of(api.post(SEARCH, content=b"{}"), 415)["message"]
+    assert message.startswith("the body came without a content-type")
+
+
+def test_a_body_that_does_not_end_is_answered_408(
+    api: Any, configuration: ServerConfiguration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = configuration.limits.model_copy(update={"body_timeout_s": 0.05})
+    monkeypatch.setattr(api.api.state, "configuration", configuration.model_copy(update={"limits": short}))
+
+    async def unfinished() -> Any:
+        yield b'{"query":'
+        await asyncio.sleep(30)
+
+    error = error_of(api.post(SEARCH, content=unfinished(), headers=JSON), 408)
+    assert (error["code"], error["type"]) == ("timeout", "timeout_error")
+
+
+def test_of_a_key_given_twice_the_last_counts(api: Any) -> None:
+    response = api.post(SEARCH, content=b'{"query": "file", "k": 5, "k": 2}', headers=JSON)
+    assert len(response.json()["results"][0]["hits"]) == 2
 
 
 def test_a_body_over_the_limit_is_refused_with_and_without_a_declared_length(api: Any) -> None:

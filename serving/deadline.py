@@ -1,0 +1,51 @@
+"""How long the work of one request may go on: until its time is over, or until nobody waits for its answer."""
+
+from __future__ import annotations
+
+import time
+
+from serving.errors import ApiError
+
+
+class WorkStoppedError(Exception):
+    """The work was told to stop; its answer, if there is one, was given elsewhere."""
+
+
+class Deadline:
+    """Made on the event loop when a request arrives, asked in the thread that works on it.
+
+    A thread cannot be stopped from outside, so the work asks between two queries and between two hits.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._ends = time.monotonic() + timeout_s
+        self._is_stopped = False
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left, 0 or more."""
+        return max(0.0, self._ends - time.monotonic())
+
+    def stop(self) -> None:
+        """Nobody waits for the answer any more: the next `check` ends the work."""
+        self._is_stopped = True
+
+    def check(self) -> None:
+        """Return if the work should go on.
+
+        Raises:
+            WorkStoppedError: `stop` was called.
+            ApiError: 504, the time is over.
+        """
+        if self._is_stopped:
+            raise WorkStoppedError
+        if time.monotonic() >= self._ends:
+            raise self.over()
+
+    def over(self) -> ApiError:
+        return ApiError(
+            504,
+            "timeout",
+            f"the request took more than the {self.timeout_s:g} s that this server gives one; ask for less at once",
+        )
