@@ -8,22 +8,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-TOKENIZER_FILES = (
+VOCABULARY_FILES = (
     "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+"""One of these holds a tokenizer's vocabulary."""
+
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
     "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
 )
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
     """The tokenizer's files in a model folder, by name."""
     return {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
+def holds_vocabulary(folder: Path) -> bool:
+    """Whether a model folder has a tokenizer at all."""
+    return any((folder / name).is_file() for name in VOCABULARY_FILES)
 
 
 def model_files(folder: Path) -> dict[str, Path]:

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-from transformers.utils import logging as progress
 
 from retrieval.encoders.bfloat16 import Precision, choose_dtype, processor_has_bfloat16
 from retrieval.encoders.encoder import Advance
+from retrieval.encoders.language_model_folder import load_language_model, load_tokenizer
 from retrieval.encoders.subword_vocabulary import SubwordVocabulary
 from retrieval.encoders.token_batches import token_batches
 from retrieval.encoders.vocabulary_head import Activation, Pooling, plain_pooled_terms, pooled_terms
 from runtime.activations import SparseActivations
-from runtime.errors import FormatError, LexpertError
+from runtime.errors import LexpertError
 
 SORT_WINDOW = 8192
 """Texts that are tokenized and sorted by length together."""
@@ -99,12 +98,13 @@ class MaskedLanguageModel:
             lower_case: lower-case texts before the tokenizer sees them.
 
         Raises:
-            FormatError: the folder is no masked language model with complete safetensors weights.
+            FormatError: the folder is no masked language model with complete safetensors weights, or its
+                tokenizer is missing, damaged or another model's.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.token_budget = token_budget or (4096 if self.device.type == "cpu" else 65536)
-        self.model = _load_model(folder).to(self.device)
-        self.tokenizer = _load_tokenizer(folder, lower_case)
+        self.model = load_language_model(folder).to(self.device)
+        self.tokenizer = load_tokenizer(folder, lower_case, int(self.model.config.vocab_size))
         self._positions = _usable_positions(self.model)
         with torch.inference_mode():
             logits = self.model(**self._padded(self._tokenize(PROBE_TEXTS))).logits
@@ -165,6 +165,11 @@ class MaskedLanguageModel:
 
     def weigh(self, tokens: dict[str, list[list[int]]], pooling: Pooling, activation: Activation) -> Tensor:
         """Term weights of tokenized texts, run as one batch.
+
+        On the hidden states of one batch this is `plain_pooled_terms` within float32 rounding, see
+        `pooled_terms`. The hidden states themselves depend on what else is in the batch: padding changes the
+        shapes of the transformer's products, and with them the order of addition. So a text encoded in two
+        batches differs in the last digits (up to 1e-5 in small models with large weights), fused or not.
 
         Args:
             tokens: ``input_ids`` of each text, and ``token_type_ids`` where the model has them.
@@ -270,57 +275,3 @@ def _usable_positions(model: Any) -> int:
         if name.endswith("position_embeddings") and offset is not None:
             positions -= offset + 1
     return positions if positions > 0 else 2**31 - 1
-
-
-def _load_model(folder: Path) -> Any:
-    if not list(folder.glob("model*.safetensors")):
-        pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
-        raise FormatError(
-            f"{folder} has no model.safetensors; convert {pickled} to safetensors, because opening a pickled "
-            "file can run code"
-            if pickled
-            else f"{folder} has no model.safetensors; give a folder with the model's weights"
-        )
-    shown = progress.is_progress_bar_enabled()
-    progress.disable_progress_bar()  # it has its own look, and ignores whether there is a terminal
-    try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers raises ValueError, OSError, KeyError, SafetensorError, …
-        raise FormatError(
-            f"{folder} cannot be loaded as a masked language model: {_sentence(error)}"
-        ) from error
-    finally:
-        if shown:
-            progress.enable_progress_bar()
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise FormatError(
-            f"{folder} lacks {len(missing)} of the weights of a masked language model, among them "
-            f"{missing[0]}; give a model that was saved with its vocabulary head"
-        )
-    return model.eval()
-
-
-def _load_tokenizer(folder: Path, lower_case: bool) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # as above
-        raise FormatError(f"the tokenizer in {folder} cannot be loaded: {_sentence(error)}") from error
-    if lower_case:
-        from tokenizers.normalizers import Lowercase, Sequence
-
-        backend = tokenizer.backend_tokenizer
-        steps = [Lowercase()] if backend.normalizer is None else [Lowercase(), backend.normalizer]
-        backend.normalizer = Sequence(steps)
-    return tokenizer
-
-
-def _sentence(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,91 @@
+"""A folder with a ``*ForMaskedLM`` model: safetensors weights only, its own tokenizer, and no code from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils import logging as progress
+
+from retrieval.encoders.fingerprint import VOCABULARY_FILES, holds_vocabulary
+from runtime.errors import FormatError
+
+LEAST_TOKENS = 0.5
+"""Tokens that a tokenizer must have for each term of its model. Models round their vocabulary up (ModernBERT
+has 50,368 terms for 50,280 tokens), but never by half."""
+
+
+def load_language_model(folder: Path) -> Any:
+    """The model with its vocabulary head, in float32, ready to infer.
+
+    Raises:
+        FormatError: no safetensors weights, damaged ones, or some are missing.
+    """
+    if not list(folder.glob("model*.safetensors")):
+        pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
+        raise FormatError(
+            f"{folder} has no model.safetensors; convert {pickled} to safetensors, because opening a pickled "
+            "file can run code"
+            if pickled
+            else f"{folder} has no model.safetensors; give a folder with the model's weights"
+        )
+    shown = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()  # it has its own look, and ignores whether there is a terminal
+    try:
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises ValueError, OSError, KeyError, SafetensorError, …
+        raise FormatError(
+            f"{folder} cannot be loaded as a masked language model: {_sentence(error)}"
+        ) from error
+    finally:
+        if shown:
+            progress.enable_progress_bar()
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise FormatError(
+            f"{folder} lacks {len(missing)} of the weights of a masked language model, among them "
+            f"{missing[0]}; give a model that was saved with its vocabulary head"
+        )
+    return model.eval()
+
+
+def load_tokenizer(folder: Path, lower_case: bool, num_terms: int) -> Any:
+    """The tokenizer of a model that has `num_terms` terms.
+
+    Raises:
+        FormatError: it is missing, damaged, or has far fewer tokens than the model has terms.
+    """
+    if not holds_vocabulary(folder):
+        # transformers would make up a tokenizer that knows its special tokens alone
+        raise FormatError(
+            f"{folder} has no tokenizer ({', '.join(VOCABULARY_FILES)}); save the model's tokenizer beside it"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise FormatError(f"the tokenizer in {folder} cannot be loaded: {_sentence(error)}") from error
+    if len(tokenizer) < num_terms * LEAST_TOKENS:
+        raise FormatError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens for a model of {num_terms} terms; "
+            "save the tokenizer that the model was trained with beside it"
+        )
+    if lower_case:
+        from tokenizers.normalizers import Lowercase, Sequence
+
+        backend = tokenizer.backend_tokenizer
+        steps = [Lowercase()] if backend.normalizer is None else [Lowercase(), backend.normalizer]
+        backend.normalizer = Sequence(steps)
+    return tokenizer
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
