@@ -9,8 +9,12 @@ The model is BERT-base in shape (12 layers of 768, vocabulary of 30,522) with ra
 
 Every variant runs in a process of its own. Memory is the highest resident size during the work less the size
 just before it, read from the system (so allocator slack counts); time is the median of rounds in which the
-variants take turns, on the clock and, for machines that are busy otherwise, in processor time. The outputs of
-both are compared first.
+variants take turns, on the clock and, for machines that are busy otherwise, in processor time.
+
+The outputs are compared with the plain formula's on the same batch: ``largest_difference`` is the head's own
+error, float32 rounding of weights of up to ``largest_weight``. ``alone_difference`` is how far the first row of
+the batch is from the same row encoded alone, by the same variant: what batches and padding change, which the
+plain formula has as well and which is the greater part of the difference between two ways of encoding a corpus.
 
 The plain formula is that of `plain_pooled_terms`: all logits, then activation, then pooling. With --peer,
 sentence-transformers' SparseEncoder (Transformer and SpladePooling) runs the *model* question too.
@@ -39,11 +43,11 @@ from retrieval.encoders.vocabulary_head import plain_pooled_terms, pooled_terms
 WIDTH, TERMS = 768, 30522
 
 
-Work = Callable[[], Tensor]
+Work = Callable[[int, int], Tensor]
+"""Term weights of so many rows, cut to so many tokens."""
 
 
-def head_work(variant: str, rows: int, length: int, pooling: str) -> tuple[Work, Work]:
-    """The work to measure, and the same on one row of 8 tokens."""
+def head_work(variant: str, rows: int, length: int, pooling: str) -> Work:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows * length, WIDTH, generator=generator)
     weight = torch.randn(TERMS, WIDTH, generator=generator) * 0.05
@@ -57,12 +61,10 @@ def head_work(variant: str, rows: int, length: int, pooling: str) -> tuple[Work,
         mask = torch.ones(rows, length, dtype=torch.int64)
         return plain_pooled_terms(torch.nn.functional.linear(tokens, weight, bias), mask, pooling, "relu")
 
-    chosen = fused if variant == "fused" else plain
-    return lambda: chosen(rows, length), lambda: chosen(1, 8)
+    return fused if variant == "fused" else plain
 
 
-def model_work(variant: str, rows: int, length: int, pooling: str, folder: Path) -> tuple[Work, Work]:
-    """The work to measure, and the same on one row of 8 tokens."""
+def model_work(variant: str, rows: int, length: int, pooling: str, folder: Path) -> Work:
     ids = torch.randint(1000, TERMS, (rows, length), generator=torch.Generator().manual_seed(0))
 
     if variant == "peer":
@@ -72,7 +74,7 @@ def model_work(variant: str, rows: int, length: int, pooling: str, folder: Path)
         transformer = Transformer(str(folder), transformer_task="fill-mask")
         peer = SparseEncoder(modules=[transformer, SpladePooling(pooling)], device="cpu").eval()
 
-        def work(ids: Tensor) -> Tensor:
+        def weigh(ids: Tensor) -> Tensor:
             features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             return peer(features)["sentence_embedding"]
 
@@ -81,7 +83,7 @@ def model_work(variant: str, rows: int, length: int, pooling: str, folder: Path)
 
         model = AutoModelForMaskedLM.from_pretrained(folder).eval()
 
-        def work(ids: Tensor) -> Tensor:
+        def weigh(ids: Tensor) -> Tensor:
             mask = torch.ones_like(ids)
             logits = model(input_ids=ids, attention_mask=mask).logits
             return plain_pooled_terms(logits, mask, pooling, "relu")
@@ -91,15 +93,13 @@ def model_work(variant: str, rows: int, length: int, pooling: str, folder: Path)
 
         ours = MaskedLanguageModel(folder, device="cpu", dtype="float32")
 
-        def work(ids: Tensor) -> Tensor:
+        def weigh(ids: Tensor) -> Tensor:
             return ours.weigh({"input_ids": ids.tolist()}, pooling, "relu")
 
-    return lambda: work(ids), lambda: work(ids[:1, :8])
+    return lambda rows, length: weigh(ids[:rows, :length])
 
 
-def make_work(
-    question: str, variant: str, rows: int, length: int, pooling: str, folder: Path
-) -> tuple[Work, Work]:
+def make_work(question: str, variant: str, rows: int, length: int, pooling: str, folder: Path) -> Work:
     if question == "head":
         return head_work(variant, rows, length, pooling)
     return model_work(variant, rows, length, pooling, folder)
@@ -116,24 +116,26 @@ def resident_bytes(field: str) -> int:
 def serve(question: str, variant: str, rows: int, length: int, pooling: str, folder: Path) -> None:
     """Child process: measure memory once, then run one timed round for every line on standard input."""
     with torch.inference_mode():
-        work, small_work = make_work(question, variant, rows, length, pooling, folder)
-        small_work()  # weights are paged in and libraries set up before the baseline is taken
+        work = make_work(question, variant, rows, length, pooling, folder)
+        work(1, 8)  # weights are paged in and libraries set up before the baseline is taken
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # so that what loading freed does not count as the baseline
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from the present size
         before = resident_bytes("VmRSS")
-        weights = work()
+        weights = work(rows, length)
         grown = resident_bytes("VmHWM") - before
+        alone = (work(1, length)[0] - weights[0]).abs().max().item()
         torch.save(weights, folder / f"{question}-{variant}.pt")
-        print(json.dumps(grown), flush=True)
+        print(json.dumps([grown, alone]), flush=True)
         for _ in sys.stdin:
             started, processor_started = time.perf_counter(), time.process_time()
-            work()
+            work(rows, length)
             taken = time.perf_counter() - started, time.process_time() - processor_started
             print(json.dumps(taken), flush=True)
 
 
 def measure(question: str, variants: list[str], arguments: argparse.Namespace, folder: Path) -> None:
     memory: dict[str, int] = {}
+    alone: dict[str, float] = {}
     times: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants}
     shape = [str(arguments.rows), str(arguments.length), arguments.pooling, str(folder)]
     children = {}
@@ -150,7 +152,7 @@ def measure(question: str, variants: list[str], arguments: argparse.Namespace, f
         line = child.stdout.readline()
         if not line:
             raise SystemExit(f"{question} {variant} ended with status {child.wait()} (out of memory?)")
-        memory[variant] = json.loads(line)
+        memory[variant], alone[variant] = json.loads(line)
         children[variant] = (child, child.stdin, child.stdout)
     for _ in range(arguments.rounds):
         for variant, (_, stdin, stdout) in children.items():
@@ -172,6 +174,8 @@ def measure(question: str, variants: list[str], arguments: argparse.Namespace, f
             "peak_mib": round(memory[variant] / 2**20),
             "memory_ratio": round(memory[variant] / memory["plain"], 3),
             "largest_difference": float(f"{apart:.2g}"),
+            "largest_weight": round(vectors["plain"].max().item(), 2),
+            "alone_difference": float(f"{alone[variant]:.2g}"),
         }
         if arguments.rounds:
             result |= compare_times(times[variant], times["plain"])

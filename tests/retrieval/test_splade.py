@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from retrieval.encoders.bfloat16 import (
     vector_error,
 )
 from retrieval.encoders.encoder import SparseEncoder
+from retrieval.encoders.masked_language_model import MaskedLanguageModel
 from retrieval.encoders.splade import SpladeEncoder
 from retrieval.encoders.subword_vocabulary import SubwordVocabulary
 from retrieval.encoders.token_batches import token_batches
@@ -78,6 +80,26 @@ def test_every_architecture_gives_the_plain_formula(
     expected = np.stack([plain(folder, text) for text in texts])
     np.testing.assert_allclose(dense(vectors), expected, rtol=1e-5, atol=1e-5)
     assert vectors.nnz > 0
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("pooling", ["max", "sum"])
+def test_the_head_is_the_plain_formula_of_the_same_batch(
+    make_language_model: MakeModel, texts: list[str], architecture: str, pooling: Literal["max", "sum"]
+) -> None:
+    # Padding changes what the transformer computes by more than this, with and without the fused head.
+    folder = make_language_model(architecture)
+    model = MaskedLanguageModel(folder, device="cpu", dtype="float32")
+    whole = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    inputs = AutoTokenizer.from_pretrained(folder)(
+        texts, return_tensors="pt", truncation=True, max_length=38, padding=True, return_token_type_ids=False
+    )
+    mask = inputs["attention_mask"]
+    tokens = [row[kept.bool()].tolist() for row, kept in zip(inputs["input_ids"], mask, strict=True)]
+    with torch.inference_mode():
+        plain_rows = plain_pooled_terms(whole(**inputs).logits, mask, pooling, "relu")
+    fused = model.weigh({"input_ids": tokens}, pooling, "relu")
+    torch.testing.assert_close(fused, plain_rows, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["max", "sum"])
@@ -200,6 +222,32 @@ def test_a_model_without_vocabulary_head_is_refused(make_language_model: MakeMod
     AutoModel.from_pretrained(make_language_model()).save_pretrained(tmp_path)
     with pytest.raises(FormatError, match="vocabulary head"):
         SparseEncoder.load(tmp_path)
+
+
+def test_a_model_without_its_tokenizer_is_refused(make_language_model: MakeModel, tmp_path: Path) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(make_language_model())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(FormatError, match=r"has no tokenizer \(tokenizer\.json, vocab\.txt"):
+        SparseEncoder.load(tmp_path)
+    shutil.copyfile(make_language_model() / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
+    with pytest.raises(FormatError, match="has no tokenizer"):
+        SparseEncoder.load(tmp_path)
+
+
+def test_the_tokenizer_of_a_far_smaller_model_is_refused(
+    make_language_model: MakeModel, tmp_path: Path
+) -> None:
+    shutil.copytree(make_language_model(), tmp_path / "model")
+    config = AutoModelForMaskedLM.from_pretrained(make_language_model()).config
+    tokens = len(AutoTokenizer.from_pretrained(make_language_model()))
+    for num_terms in (tokens + 64 - tokens % 64, 2 * tokens + 1):
+        config.vocab_size = num_terms
+        AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "model")
+        if num_terms <= 2 * tokens:
+            assert len(SparseEncoder.load(tmp_path / "model").vocabulary) == num_terms
+        else:
+            with pytest.raises(FormatError, match=f"has {tokens} tokens for a model of {num_terms} terms"):
+                SparseEncoder.load(tmp_path / "model")
 
 
 def test_damaged_weights_are_a_format_error(make_language_model: MakeModel, tmp_path: Path) -> None:
