@@ -58,6 +58,9 @@ def main() -> None:
             raise
         print(f"lexpert: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("lexpert: stopped; what was committed stays", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         # The reader of standard output has gone (`lexpert … | head`); that is not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

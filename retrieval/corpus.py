@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from retrieval.documents import Document, read_documents
+from runtime.errors import NotFoundError
 
 
 class Corpus(Protocol):
@@ -53,5 +54,7 @@ class JsonlCorpus:
 
 def file_checksum(path: Path) -> str:
     """``sha256:…`` of a file's bytes, read in blocks."""
+    if not path.is_file():
+        raise NotFoundError(f"{path} is missing; give a JSONL file with one JSON object a line")
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -27,11 +27,9 @@ def document_text(document: Document) -> str:
     return f"{title} {text}" if title and text else title or text
 
 
-def document_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def document_batches(documents: Iterable[Document], size: int = BATCH_DOCUMENTS) -> Iterator[list[Document]]:
     """Batches for encoding, bounded in documents and in characters, so that long documents take no more memory."""
-    return batched_within(
-        documents, BATCH_DOCUMENTS, BATCH_CHARACTERS, lambda document: len(document_text(document))
-    )
+    return batched_within(documents, size, BATCH_CHARACTERS, lambda document: len(document_text(document)))
 
 
 def text_batches(texts: Iterable[str]) -> Iterator[list[str]]:

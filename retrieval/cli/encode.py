@@ -94,4 +94,6 @@ def _write_vectors(
             encoded += len(ids)
             non_zeros += vectors.nnz
             advance(len(ids))
+    if isinstance(writer, AnseriniWriter) and writer.dropped:
+        typer.echo(f"{writer.dropped:,} weights round to 0 in whole numbers and were left out", err=True)
     return encoded, non_zeros

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from retrieval.cli.options import (
     IndexFolder,
     Json,
     Memory,
+    MovedEncoder,
     Workers,
     load_encoder,
     parse_fields,
@@ -84,6 +85,7 @@ def add(
     corpus: Annotated[
         Path, typer.Option(help="Documents to add, in the form of a corpus.jsonl.", metavar="FILE")
     ],
+    encoder: MovedEncoder = None,
     memory: Memory = 1024,
     workers: Workers = None,
     as_json: Json = False,
@@ -96,7 +98,8 @@ def add(
     from retrieval.index.writer import IndexWriter
     from runtime.progress import progress
 
-    with IndexWriter.open(index, memory=memory << 20, workers=workers) as writer:
+    given = load_encoder(encoder) if encoder else None
+    with IndexWriter.open(index, encoder=given, memory=memory << 20, workers=workers) as writer:
         with progress("adding") as advance:
             writer.add(read_documents(corpus), advance)
         report = writer.commit()
@@ -120,13 +123,16 @@ def delete(
     Example: lexpert index delete idx doc17 doc18
     """
     from retrieval.index.writer import IndexWriter
-    from runtime.errors import NotFoundError
+    from runtime.errors import InputError, NotFoundError
 
     wanted = list(ids or [])
     if ids_from is not None:
         if not ids_from.is_file():
             raise NotFoundError(f"{ids_from} is missing; give a file with one document id a line")
-        wanted += ids_from.read_text("utf-8").splitlines()
+        try:
+            wanted += ids_from.read_text("utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{ids_from} is not UTF-8; save it as UTF-8, one document id a line") from None
     if not wanted:
         raise UsageError("no ids given; name them, or a file of them with --ids-from")
     with IndexWriter.open(index) as writer:
@@ -148,10 +154,11 @@ def merge(index: IndexFolder, as_json: Json = False) -> None:
     Example: lexpert index merge idx
     """
     from retrieval.index.writer import IndexWriter
+    from runtime.progress import progress
 
-    with IndexWriter.open(index) as writer:
+    with IndexWriter.open(index) as writer, progress("merging") as advance:
         before = writer.num_segments
-        report = writer.merge()
+        report = writer.merge(advance)
         after = writer.num_segments
     if as_json:
         print_json({"generation": report.generation, "segments_before": before, "segments": after})
@@ -190,5 +197,19 @@ def stats(index: IndexFolder, as_json: Json = False) -> None:
         print_json(found)
         return
     for name, value in found.items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        typer.echo(f"{name:20} {f'{value:.2f}' if isinstance(value, float) else shown}")
+        typer.echo(f"{name:20} {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.2f}"
+        case dict():
+            return ", ".join(f"{name} ({kind})" for name, kind in value.items()) or "none"
+        case list():
+            return ", ".join(value) or "none"
+    return str(value)

@@ -19,6 +19,10 @@ Encoder = Annotated[
     str,
     typer.Option("--encoder", "-e", help="bm25, an encoder folder, or a name on the hub.", metavar="E"),
 ]
+MovedEncoder = Annotated[
+    str | None,
+    typer.Option("--encoder", "-e", help="Where the index's encoder is now, if it has moved.", metavar="E"),
+]
 Memory = Annotated[int, typer.Option(help="Memory to stay within, in MiB.", metavar="MIB")]
 Workers = Annotated[int | None, typer.Option(help="Processes that analyse text; default: one a core.")]
 FieldsOption = Annotated[
@@ -46,7 +50,16 @@ def print_json(value: Any) -> None:
     import orjson
 
     options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_INDENT_2
-    typer.echo(orjson.dumps(value, option=options, default=str).decode())
+    typer.echo(orjson.dumps(_valid_unicode(value), option=options, default=str).decode())
+
+
+def _valid_unicode(value: Any) -> Any:
+    """`value` with bytes of the command line that were not UTF-8 shown as replacement characters."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return {key: _valid_unicode(item) for key, item in value.items()}
+    return [_valid_unicode(item) for item in value] if isinstance(value, list) else value
 
 
 def parse_fields(declarations: list[str] | None) -> dict[str, str]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrieval.cli.options import IndexOption, Json, print_json
-from runtime.errors import UsageError
+from retrieval.cli.options import IndexOption, Json, MovedEncoder, load_encoder, print_json
+from runtime.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from retrieval.index.sparse_index import SparseIndex
@@ -28,6 +28,7 @@ def search(
         str | None,
         typer.Option("--filter", help='JSON, such as {"field": "year", "gte": 2020}.', metavar="JSON"),
     ] = None,
+    encoder: MovedEncoder = None,
     explain: Annotated[bool, typer.Option(help="Show what each term adds to each score.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -45,8 +46,10 @@ def search(
         raise UsageError("give either one question or --queries FILE")
     if (queries is None) != (run is None):
         raise UsageError("--queries and --run go together: the run file takes the results of the queries")
+    if queries is not None and explain:
+        raise UsageError("--explain goes with one question; a run file has no place for explanations")
     condition = _parse_filter(filter_)
-    with SparseIndex.open(index) as opened:
+    with SparseIndex.open(index, encoder=load_encoder(encoder) if encoder else None) as opened:
         if queries is not None and run is not None:
             _search_file(opened, queries, run, k, condition, as_json)
         else:
@@ -105,6 +108,8 @@ def _search_file(index: SparseIndex, queries: Path, run: Path, k: int, condition
         for batch in batched(read_queries(queries), 256):
             hits = index.search([text for _, text in batch], k, filter=condition)
             for (identifier, _), ids, scores in zip(batch, hits.ids, hits.scores, strict=True):
+                if identifier in rankings:
+                    raise InputError(f"{queries} has the query id {identifier!r} twice; ids must differ")
                 rankings[identifier] = list(zip(ids, scores.tolist(), strict=True))
             advance(len(batch))
     write_run(rankings, run)

@@ -15,9 +15,14 @@ from retrieval.index.manifest import FieldKind
 from retrieval.index.segment import WINDOW_DOCUMENTS
 from retrieval.index.segment_writer import DocumentRun
 from runtime.activations import SparseActivations
+from runtime.errors import InputError
 
 OBJECT_BYTES = 320
 """Python's own cost of a buffered document: its id in a list and a table, and its stored bytes."""
+
+
+FIELD_BYTES = 40
+"""The same of a field's value."""
 
 
 class DocumentBuffer:
@@ -45,27 +50,42 @@ class DocumentBuffer:
         lengths: NDArray[np.int64] | None,
     ) -> int:
         """Append encoded documents and return how many replaced a buffered one."""
+        # Everything that can be refused is checked before anything is taken, so that a caller who goes on after
+        # a refused batch still has what he had.
+        stored = [self._stored_bytes(document) for document in documents] if self._store else []
+        values = {
+            name: [_checked_value(document, name, kind) for document in documents]
+            for name, kind in self._fields.items()
+        }
         replaced = 0
         for document in documents:
             identifier = document["_id"]
             replaced += identifier in self._row_of
             self._row_of[identifier] = len(self._ids)
             self._ids.append(identifier)
-            for name, kind in self._fields.items():
-                value = document.get(name)
-                check_value(name, kind, value, identifier)
-                self._field_values[name].append(value)
-            if self._store:
-                encoded = orjson.dumps({key: document[key] for key in self._store if document.get(key)})
-                # A copy: the object that orjson returns keeps the kilobytes that it was written into.
-                stored = bytes(memoryview(encoded))
-                self._stored.append(stored)
-                self.bytes += len(stored)
+            self.bytes += OBJECT_BYTES + len(identifier)
+        self._stored += stored
+        for name, column in self._field_values.items():
+            column += values[name]
+            self.bytes += sum(
+                FIELD_BYTES + (len(value) if isinstance(value, str) else 0) for value in values[name]
+            )
         self._activations.append(activations)
         if lengths is not None:
             self._lengths.append(lengths)
-        self.bytes += activations.units.nbytes + activations.weights.nbytes + len(documents) * OBJECT_BYTES
+        self.bytes += activations.units.nbytes + activations.weights.nbytes + sum(map(len, stored))
         return replaced
+
+    def _stored_bytes(self, document: Document) -> bytes:
+        try:
+            encoded = orjson.dumps({key: document[key] for key in self._store if document.get(key)})
+        except TypeError:
+            raise InputError(
+                f"document {document['_id']!r}: its title or text holds half of a surrogate pair, "
+                "which is no valid Unicode; remove it"
+            ) from None
+        # A copy: the object that orjson returns keeps the kilobytes that it was written into.
+        return bytes(memoryview(encoded))
 
     def discard(self, identifier: str) -> bool:
         """Take a document out again; whether it was there."""
@@ -102,6 +122,12 @@ class DocumentBuffer:
         offsets = np.zeros(len(stored) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, stored), np.int64, len(stored)), out=offsets[1:])
         return np.frombuffer(b"".join(stored), np.uint8), offsets
+
+
+def _checked_value(document: Document, name: str, kind: FieldKind) -> Any:
+    value = document.get(name)
+    check_value(name, kind, value, document["_id"])
+    return value
 
 
 def _concatenate(batches: Sequence[SparseActivations], num_units: int) -> SparseActivations:

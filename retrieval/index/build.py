@@ -13,10 +13,11 @@ from typing import Literal
 from retrieval.corpus import Corpus
 from retrieval.documents import Document
 from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
+from retrieval.index.lock import LOCK_FILE
 from retrieval.index.manifest import MANIFEST_FILE, Manifest, SourceEntry, read_manifest
 from retrieval.index.settings import DEFAULT_MEMORY, STORABLE
 from retrieval.index.writer import CommitReport, IndexWriter
-from runtime.errors import ConflictError
+from runtime.errors import ConflictError, FormatError
 from runtime.progress import Advance, progress
 
 COMMIT_INTERVAL_S = 300.0
@@ -65,24 +66,23 @@ def build_index(
     its first weight, or a run cut short early) it starts over.
 
     Raises:
-        ConflictError: `out` holds something else, or is being written; `overwrite` replaces the former.
+        ConflictError: `out` holds something else, or is being written; `overwrite` replaces the
+            former, but goes on with what the same build left.
     """
     started = time.monotonic()
     corpus_checksum, encoder_fingerprint = corpus.checksum(), encoder.fingerprint
     fields, store = dict(fields or {}), list(store)
-    previous = read_manifest(out) if (out / MANIFEST_FILE).exists() and not overwrite else None
+    previous = _same_build(out, corpus, corpus_checksum, encoder_fingerprint, fields, store, overwrite)
     consumed = 0
-    if previous is not None:
-        _check_same(out, previous, corpus, corpus_checksum, encoder_fingerprint, fields, store)
-        assert previous.source is not None  # _check_same refuses an index without
+    if previous is not None and previous.source is not None:
         if previous.source.complete:
-            return BuildReport("reused", previous.num_documents, 0, 0, 0, time.monotonic() - started, out)
+            seconds = time.monotonic() - started
+            return BuildReport("reused", previous.num_documents, 0, 0, 0, seconds, out)
         consumed = previous.source.consumed
-        print(f"{out}: continuing after document {consumed:,} of the earlier run", file=sys.stderr)
         writer = IndexWriter.open(out, encoder=encoder, memory=memory, workers=workers)
+        print(f"{out}: continuing after document {consumed:,} of the earlier run", file=sys.stderr)
     else:
-        if out.is_dir() and any(out.iterdir()) and not overwrite:
-            print(f"{out}: an earlier run had committed nothing; starting over", file=sys.stderr)
+        is_leftover = (out / LOCK_FILE).exists() and not (out / MANIFEST_FILE).exists()
         writer = IndexWriter.create(
             out,
             encoder=encoder,
@@ -92,6 +92,8 @@ def build_index(
             workers=workers,
             overwrite=overwrite,
         )
+        if is_leftover:
+            print(f"{out}: an earlier run had committed nothing; starting over", file=sys.stderr)
     with writer:
         build = _Build(writer, corpus_checksum, encoder_fingerprint, consumed, commit_interval_s)
         with progress("indexing", _remaining(corpus, consumed)) as advance:
@@ -148,16 +150,29 @@ def _remaining(corpus: Corpus, consumed: int) -> int | None:
     return None if corpus.num_documents is None else corpus.num_documents - consumed
 
 
-def _check_same(
+def _same_build(
     out: Path,
-    previous: Manifest,
     corpus: Corpus,
     corpus_checksum: str,
     encoder_fingerprint: str,
     fields: Mapping[str, str],
     store: Sequence[str],
-) -> None:
-    """Raise ConflictError unless `previous` came from the same build."""
+    overwrite: bool,
+) -> Manifest | None:
+    """The commit that an earlier run of the same build left; None where there is none, or it may be replaced.
+
+    Raises:
+        ConflictError: there is an index that came from anything else, and `overwrite` does not allow to replace it.
+        FormatError: the same for one that is damaged or of an unknown version.
+    """
+    if not (out / MANIFEST_FILE).exists():
+        return None
+    try:
+        previous = read_manifest(out)
+    except FormatError as error:
+        if overwrite:
+            return None
+        raise FormatError(f"{error} (--overwrite replaces it)") from error
     source = previous.source
     if source is None:
         difference = "was changed or filled by hand"
@@ -170,5 +185,7 @@ def _check_same(
     elif previous.store != list(store):
         difference = f"stores {', '.join(previous.store) or 'nothing'}"
     else:
-        return
+        return previous
+    if overwrite:
+        return None
     raise ConflictError(f"the index {out} {difference}; give another folder, or --overwrite to replace it")

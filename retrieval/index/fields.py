@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from retrieval.index.string_table import StringTable
 from runtime.errors import InputError, UsageError
 
 VALUE_TYPES: dict[FieldKind, Any] = {"int": np.int64, "float": np.float64, "keyword": np.uint32}
+MAX_FLOAT = sys.float_info.max
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RESERVED = frozenset({"_id", "title", "text"})
 
@@ -41,7 +43,7 @@ def check_value(name: str, kind: FieldKind, value: Any, document_id: str) -> Non
         if kind == "keyword"
         else isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
         if kind == "int"
-        else isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+        else isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT
     )
     if not fits:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Merging segments: their live documents, in order, as one new segment; memory is bounded by two windows."""
+"""Merging segments: their live documents, in order, as one new segment, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,94 +10,92 @@ from numpy.typing import NDArray
 
 from retrieval.index.manifest import FieldKind, SegmentEntry
 from retrieval.index.segment import WINDOW_DOCUMENTS, Segment
-from retrieval.index.segment_writer import DocumentRun, SegmentWriter
+from retrieval.index.segment_writer import SegmentWriter
 from runtime.activations import SparseActivations
-from runtime.progress import progress
+from runtime.progress import Advance
+
+WINDOW_POSTINGS = 1 << 23
+"""Windows are joined up to so many postings: some 64 MB, of which a few copies are alive at once."""
+
+PIECE_DOCUMENTS = 1 << 12
+PIECE_BYTES = 1 << 24
+"""What is stored of documents is copied in pieces of at most this size."""
 
 
 def merge_segments(
-    index: Path, name: str, segments: Sequence[Segment], fields: Mapping[str, FieldKind], num_units: int
+    index: Path,
+    name: str,
+    segments: Sequence[Segment],
+    fields: Mapping[str, FieldKind],
+    num_units: int,
+    advance: Advance | None = None,
 ) -> SegmentEntry:
-    """Write the live documents of `segments` as the segment `name`; impacts stay what they are, bit by bit."""
-    total = sum(segment.entry.live for segment in segments)
-    with (
-        progress("merging", total) as advance,
-        SegmentWriter(index, name, fields, counted=False) as writer,
-    ):
-        for run in _full_windows(_live_runs(segments, num_units), num_units):
-            writer.add(run)
-            advance(len(run.ids))
+    """Write the live documents of `segments` as the segment `name`; impacts stay what they are, bit by bit.
+
+    `advance` is called with the number of documents done since the last call.
+    """
+    with SegmentWriter(index, name, fields, counted=False) as writer:
+        for window in _joined(_live_windows(segments, num_units), num_units):
+            writer.add_window(window)
+            if advance:
+                advance(window.num_rows)
+        for segment in segments:
+            for rows in _pieces(segment):
+                writer.add_documents(
+                    segment.ids.take(rows),
+                    segment.stored_rows(rows),
+                    {
+                        field: [column.value(row) for row in rows.tolist()]
+                        for field, column in segment.fields.items()
+                    },
+                )
         return writer.close()
 
 
-def _live_runs(segments: Sequence[Segment], num_units: int) -> Iterator[DocumentRun]:
-    """The live documents of every window of every segment."""
+def _live_windows(segments: Sequence[Segment], num_units: int) -> Iterator[SparseActivations]:
+    """The live documents of every window of every segment, as rows."""
     for segment in segments:
         for window in range(segment.num_windows):
-            start = window * WINDOW_DOCUMENTS
-            end = min(start + WINDOW_DOCUMENTS, segment.num_documents)
-            rows = np.flatnonzero(~segment.deleted[start:end])
-            activations = segment.window_rows(window, num_units)
-            yield DocumentRun(
-                ids=segment.ids.take(start + rows),
-                activations=activations if len(rows) == end - start else activations[rows],
-                stored=_select_strings(segment.stored_bytes(start, end), rows),
-                field_values={
-                    field: [column.value(start + row) for row in rows.tolist()]
-                    for field, column in segment.fields.items()
-                },
-            )
+            rows = segment.window_rows(window, num_units)
+            live = ~segment.deleted[segment.window_documents[window] : segment.window_documents[window + 1]]
+            yield rows if live.all() else rows[np.flatnonzero(live)]
 
 
-def _full_windows(runs: Iterator[DocumentRun], num_units: int) -> Iterator[DocumentRun]:
-    """The same documents in runs of a full window each, except the last."""
-    pending: DocumentRun | None = None
-    for run in runs:
-        pending = run if pending is None else _join(pending, run, num_units)
-        while len(pending.ids) >= WINDOW_DOCUMENTS:
-            yield _part(pending, 0, WINDOW_DOCUMENTS)
-            pending = _part(pending, WINDOW_DOCUMENTS, len(pending.ids))
-    if pending is not None and pending.ids:
-        yield pending
+def _joined(windows: Iterator[SparseActivations], num_units: int) -> Iterator[SparseActivations]:
+    """The same rows in windows as large as they may be."""
+    waiting: list[SparseActivations] = []
+    documents = postings = 0
+    for window in windows:
+        start = 0
+        while start < window.num_rows:
+            end = min(window.num_rows, start + WINDOW_DOCUMENTS - documents)
+            room = postings + int(window.indptr[end] - window.indptr[start]) <= WINDOW_POSTINGS
+            if end == start or (waiting and not room):
+                yield _concatenated(waiting, num_units)
+                waiting, documents, postings = [], 0, 0
+                continue
+            waiting.append(window[start:end])
+            documents += end - start
+            postings += waiting[-1].nnz
+            start = end
+    if waiting:
+        yield _concatenated(waiting, num_units)
 
 
-def _join(first: DocumentRun, second: DocumentRun, num_units: int) -> DocumentRun:
-    activations = SparseActivations.concat([first.activations, second.activations])
-    stored = None
-    if first.stored is not None and second.stored is not None:
-        (data, offsets), (more, further) = first.stored, second.stored
-        stored = np.concatenate([data, more]), np.concatenate([offsets, further[1:] + offsets[-1]])
-    return DocumentRun(
-        first.ids + second.ids,
-        SparseActivations(activations.indptr, activations.units, activations.weights, num_units),
-        stored,
-        {field: first.field_values[field] + second.field_values[field] for field in first.field_values},
-    )
+def _concatenated(parts: Sequence[SparseActivations], num_units: int) -> SparseActivations:
+    rows = parts[0] if len(parts) == 1 else SparseActivations.concat(parts)
+    return SparseActivations(rows.indptr, rows.units, rows.weights, num_units)
 
 
-def _part(run: DocumentRun, start: int, end: int) -> DocumentRun:
-    stored = None
-    if run.stored is not None:
-        data, offsets = run.stored
-        stored = data[offsets[start] : offsets[end]], offsets[start : end + 1] - offsets[start]
-    return DocumentRun(
-        run.ids[start:end],
-        run.activations[start:end],
-        stored,
-        {field: values[start:end] for field, values in run.field_values.items()},
-    )
-
-
-def _select_strings(
-    strings: tuple[NDArray[np.uint8], NDArray[np.int64]] | None, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
-    if strings is None:
-        return None
-    data, offsets = strings
-    if len(rows) == len(offsets) - 1:
-        return data, offsets
-    lengths = np.diff(offsets)[rows]
-    selected = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(lengths, out=selected[1:])
-    places = np.repeat(offsets[rows] - selected[:-1], lengths) + np.arange(selected[-1])
-    return data[places], selected
+def _pieces(segment: Segment) -> Iterator[NDArray[np.int64]]:
+    """The live rows of a segment, a bounded piece at a time."""
+    live = np.flatnonzero(~segment.deleted)
+    sizes = segment.stored_sizes(live)
+    start = 0
+    while start < len(live):
+        fitting = int(
+            np.searchsorted(np.cumsum(sizes[start : start + PIECE_DOCUMENTS]), PIECE_BYTES, side="right")
+        )
+        end = start + max(1, fitting)
+        yield live[start:end]
+        start = end

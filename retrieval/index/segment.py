@@ -1,6 +1,6 @@
 """A segment: an immutable run of documents with their postings, stored text and fields, memory-mapped.
 
-Postings lie in windows of up to 65,536 consecutive documents, so that a document's number inside its window
+Postings lie in windows of at most 65,536 consecutive documents, so that a document's number inside its window
 fits 16 bits and the window's scores fit a core's second-level cache. Within a window they are sorted by unit,
 then by document.
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from retrieval.index.arrays import map_array
 from retrieval.index.fields import FieldColumn
 from retrieval.index.manifest import DeletesEntry, FieldKind, SegmentEntry
-from retrieval.index.string_table import StringTable
+from retrieval.index.string_table import StringTable, gather_strings
 from runtime.activations import SparseActivations
 
 WINDOW_DOCUMENTS = 1 << 16
@@ -34,6 +34,7 @@ class Segment:
 
     Attributes:
         ids: document ids by row.
+        window_documents: int64 ``[windows + 1]``, each window's range of rows.
         window_terms: int64 ``[windows + 1]``, each window's range in `term_units`.
         window_postings: int64 ``[windows + 1]``, each window's range in the postings.
         term_units: uint32, the units of a window, ascending.
@@ -48,6 +49,9 @@ class Segment:
         self.entry = entry
         self.num_documents = entry.documents
         self.ids = StringTable.open(folder, "ids", files)
+        self.window_documents: NDArray[np.int64] = map_array(
+            folder / "window.documents", np.int64, files["window.documents"]
+        )
         self.window_terms: NDArray[np.int64] = map_array(
             folder / "window.terms", np.int64, files["window.terms"]
         )
@@ -112,33 +116,45 @@ class Segment:
                 document[name] = value
         return document
 
-    def stored_bytes(self, start: int, end: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
-        """Stored documents of a run of rows, and their offsets from 0."""
+    def stored_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes stored of each of some documents."""
+        if self._stored is None:
+            return np.zeros(len(rows), np.int64)
+        offsets = self._stored[1]
+        return offsets[rows + 1] - offsets[rows]
+
+    def stored_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+        """What is stored of some documents, one after the other, and their offsets from 0."""
         if self._stored is None:
             return None
-        data, offsets = self._stored
-        return data[offsets[start] : offsets[end]], offsets[start : end + 1] - offsets[start]
+        data, ends = gather_strings(*self._stored, rows)
+        return data, np.concatenate([np.zeros(1, np.int64), ends])
 
     def window_rows(self, window: int, num_units: int) -> SparseActivations:
         """The documents of one window as rows: units ascending; weights are impacts."""
-        documents = min(WINDOW_DOCUMENTS, self.num_documents - window * WINDOW_DOCUMENTS)
+        documents = int(self.window_documents[window + 1] - self.window_documents[window])
         units, starts, rows, impacts = self._window(window)
         indptr, units, impacts = _transpose_window(units, starts, rows, impacts, documents)
         return SparseActivations(indptr, units, impacts, num_units)
 
     def row(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The units (ascending) and impacts of one document."""
-        window, local = divmod(row, WINDOW_DOCUMENTS)
+        window, local = self._place(row)
         units, starts, rows, impacts = self._window(window)
         units, impacts = _document_postings(units, starts, rows, impacts, local)
         return units, impacts
 
     def impacts(self, row: int, wanted: NDArray[np.int32]) -> NDArray[np.float32]:
         """The impacts of some units (ascending) in one document, 0 where it does not have them."""
-        window, local = divmod(row, WINDOW_DOCUMENTS)
+        window, local = self._place(row)
         units, starts, rows, impacts = self._window(window)
         found: NDArray[np.float32] = _document_impacts(units, starts, rows, impacts, local, wanted)
         return found
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """The window of a document, and its number in there."""
+        window = int(np.searchsorted(self.window_documents, row, side="right")) - 1
+        return window, row - int(self.window_documents[window])
 
     def _window(self, window: int) -> tuple[NDArray[Any], ...]:
         terms = slice(self.window_terms[window], self.window_terms[window + 1])

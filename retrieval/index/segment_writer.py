@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retrieval.index.arrays import ArrayFolderWriter
 from retrieval.index.fields import FieldColumnWriter
 from retrieval.index.manifest import FieldKind, SegmentEntry
-from retrieval.index.segment import SEGMENTS_FOLDER, WINDOW_DOCUMENTS
+from retrieval.index.segment import SEGMENTS_FOLDER
 from retrieval.index.string_table import StringTableWriter
 from runtime.activations import SparseActivations
 from runtime.dispatch import transpose
@@ -52,44 +52,57 @@ class SegmentWriter:
         self._ids = StringTableWriter(self._folder, "ids")
         self._fields = {field: FieldColumnWriter(self._folder, field, kind) for field, kind in fields.items()}
         self._impacts_file = COUNTS_FILE if counted else "posting.impacts"
-        self._documents = self._terms = self._postings = self._stored_bytes = 0
+        self._rows = self._documents = self._terms = self._postings = self._stored_bytes = 0
+        self._append("window.documents", np.int64, np.zeros(1, np.int64))
         self._append("window.terms", np.int64, np.zeros(1, np.int64))
         self._append("window.postings", np.int64, np.zeros(1, np.int64))
 
     def add(self, run: DocumentRun) -> None:
-        """Append a run as one window; every run but the last must be a full window."""
-        if self._documents % WINDOW_DOCUMENTS:
-            raise ValueError("only the last run of a segment may be shorter than a window")
-        self._add_postings(run.activations)
-        self._ids.append(run.ids)
-        for name, column in self._fields.items():
-            column.append(run.field_values[name])
-        if run.stored is not None:
-            data, offsets = run.stored
-            self._append("stored.data", np.uint8, data)
-            self._append("stored.offsets", np.int64, offsets[min(self._documents, 1) :] + self._stored_bytes)
-            self._stored_bytes += int(offsets[-1])
-        if run.lengths is not None:
-            self._append(LENGTHS_FILE, np.int64, run.lengths)
-        self._documents += len(run.ids)
+        """Append a run as one window."""
+        self.add_window(run.activations, run.lengths)
+        self.add_documents(run.ids, run.stored, run.field_values)
 
-    def _add_postings(self, activations: SparseActivations) -> None:
+    def add_window(self, activations: SparseActivations, lengths: NDArray[np.int64] | None = None) -> None:
+        """Append the postings of at most `WINDOW_DOCUMENTS` documents, one a row, as one window."""
         by_unit = transpose(activations)
         units = np.flatnonzero(np.diff(by_unit.indptr))
         self._append("term.units", np.uint32, units)
         self._append("term.starts", np.uint32, by_unit.indptr[units])
         self._append("posting.rows", np.uint16, by_unit.units)
         self._append(self._impacts_file, np.float32, by_unit.weights)
+        if lengths is not None:
+            self._append(LENGTHS_FILE, np.int64, lengths)
+        self._rows += activations.num_rows
         self._terms += len(units)
         self._postings += activations.nnz
+        self._append("window.documents", np.int64, np.array([self._rows]))
         self._append("window.terms", np.int64, np.array([self._terms]))
         self._append("window.postings", np.int64, np.array([self._postings]))
+
+    def add_documents(
+        self,
+        ids: Sequence[str],
+        stored: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
+        field_values: Mapping[str, list[Any]],
+    ) -> None:
+        """Append what is kept beside the postings, in the order of the rows; in pieces of any size."""
+        self._ids.append(ids)
+        for name, column in self._fields.items():
+            column.append(field_values[name])
+        if stored is not None:
+            data, offsets = stored
+            self._append("stored.data", np.uint8, data)
+            self._append("stored.offsets", np.int64, offsets[min(self._documents, 1) :] + self._stored_bytes)
+            self._stored_bytes += int(offsets[-1])
+        self._documents += len(ids)
 
     def _append(self, name: str, dtype: type, values: NDArray[Any]) -> None:
         self._folder.array(name, dtype).append(values)
 
     def close(self) -> SegmentEntry:
         """Write what spans the windows, make everything durable, and describe the segment."""
+        if self._rows != self._documents:
+            raise ValueError(f"{self._rows} rows of postings, but {self._documents} documents")
         self._ids.close()
         for column in self._fields.values():
             column.close()

@@ -17,8 +17,8 @@ from retrieval.index.arrays import verify_file
 from retrieval.index.manifest import Manifest, read_manifest
 from retrieval.index.scorable import scorable
 from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER, Segment
-from retrieval.index.stored_encoder import open_encoder
-from retrieval.search.exhaustive import best_first, search_run, split_windows
+from retrieval.index.stored_encoder import StoredEncoder
+from retrieval.search.exhaustive import WindowRange, best_first, search_run, split_windows
 from retrieval.search.explain import Explanation, explain_score
 from retrieval.search.filters import Filter, check_filter, matching
 from retrieval.search.hits import Hits
@@ -40,12 +40,12 @@ class SparseIndex:
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, segments: list[Segment], encoder: SparseEncoder
+        self, path: Path, manifest: Manifest, segments: list[Segment], encoder: StoredEncoder
     ) -> None:
         """Not for callers: use `open`."""
         self.path = path
         self.manifest = manifest
-        self.encoder = encoder
+        self._encoder = encoder
         self._segments = segments
         self._first_rows = list(accumulate((segment.num_documents for segment in segments), initial=0))[:-1]
         self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="search")
@@ -56,7 +56,8 @@ class SparseIndex:
 
         Args:
             path: folder of the index.
-            encoder: for queries, instead of loading the one that the index names; must have its fingerprint.
+            encoder: for queries, instead of loading the one that the index names when the first text comes;
+                must have its fingerprint.
 
         Raises:
             NotFoundError: no index there.
@@ -70,7 +71,7 @@ class SparseIndex:
                 segments = [
                     Segment(path, entry, manifest.fields, bool(manifest.store)) for entry in manifest.segments
                 ]
-                return cls(path, manifest, segments, open_encoder(path, manifest.encoder, encoder))
+                return cls(path, manifest, segments, StoredEncoder(path, manifest.encoder, encoder))
             except (FileNotFoundError, FormatError) as error:
                 if read_manifest(path).generation == manifest.generation:
                     if isinstance(error, FormatError):
@@ -91,6 +92,16 @@ class SparseIndex:
     def close(self) -> None:
         """Stop the search threads; the maps go with the last reference to them."""
         self._threads.shutdown()
+
+    @property
+    def encoder(self) -> SparseEncoder:
+        """The encoder that filled the index; loaded when it is first needed.
+
+        Raises:
+            NotFoundError: a model that the index refers to is not there any more.
+            FormatError: it has changed since.
+        """
+        return self._encoder.load()
 
     @property
     def num_documents(self) -> int:
@@ -131,8 +142,8 @@ class SparseIndex:
         """
         if isinstance(queries, str):
             raise UsageError("queries must be a sequence of strings; for one query give a list of one")
-        if k < 1:
-            raise UsageError(f"k is {k}, but must be at least 1")
+        if not isinstance(k, int) or k < 1:
+            raise UsageError(f"k is {k}, but must be a whole number of at least 1")
         threads = available_cores() if threads is None else threads
         if threads < 1:
             raise UsageError(f"threads is {threads}, but must be at least 1")
@@ -155,26 +166,32 @@ class SparseIndex:
     ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         postings = sum(segment.entry.postings for segment in self._segments)
         split = threads if len(vectors) < threads and postings > SPLIT_POSTINGS else 1
-
-        def search(row: int, runs: int) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-            units, weights = (
-                vectors.units[start[row] : start[row + 1]],
-                vectors.weights[start[row] : start[row + 1]],
-            )
-            parts = split_windows(self._segments, self._first_rows, runs)
-            if runs == 1:
-                return [search_run(part, allowed, units, weights, k) for part in parts]
-            return list(self._threads.map(lambda part: search_run(part, allowed, units, weights, k), parts))
-
+        runs = split_windows(self._segments, self._first_rows, split)
         start = vectors.indptr.tolist()
-        rows = range(len(vectors))
-        if split > 1 or threads == 1 or len(vectors) == 1:
-            return [best_first(search(row, split), k) for row in rows]
-        chunks = [
-            rows[first : first + max(1, len(rows) // (4 * threads))] for first in _starts(len(rows), threads)
-        ]
-        done = self._threads.map(lambda chunk: [best_first(search(row, 1), k) for row in chunk], chunks)
-        return [result for chunk in done for result in chunk]
+
+        def search_part(row: int, run: list[WindowRange]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            query = slice(start[row], start[row + 1])
+            return search_run(run, allowed, vectors.units[query], vectors.weights[query], k)
+
+        def search_row(row: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            return best_first([search_part(row, run) for run in runs], k)
+
+        if split > 1:
+            return [
+                best_first(list(self._threads.map(lambda run, row=row: search_part(row, run), runs)), k)
+                for row in range(len(vectors))
+            ]
+        if threads == 1 or len(vectors) <= 1:
+            return [search_row(row) for row in range(len(vectors))]
+        # Every thread takes each so many-th query, so that no more than asked for are busy.
+        found: dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
+
+        def search_share(first: int) -> None:
+            for row in range(first, len(vectors), threads):
+                found[row] = search_row(row)
+
+        list(self._threads.map(search_share, range(min(threads, len(vectors)))))
+        return [found[row] for row in range(len(vectors))]
 
     def _allowed(self, condition: Filter | None) -> dict[int, NDArray[np.bool_]]:
         """Documents that may be results, by first row of their segment; segments without limits are left out."""
@@ -222,6 +239,7 @@ class SparseIndex:
 
         Raises:
             NotFoundError: no such document.
+            UsageError: a batch of several vectors.
         """
         found = self._find(document_id)
         if found is None:
@@ -230,6 +248,8 @@ class SparseIndex:
             vectors, unknown = scorable(query.numpy(), max(self.manifest.num_units, 1)), []
         else:
             vectors, unknown = self.encoder.encode_queries([query]), self.encoder.unknown_terms(query)
+        if len(vectors) != 1:
+            raise UsageError(f"explain takes one query, but was given a batch of {len(vectors)}")
         segment, row = found
         impacts = segment.impacts(row, vectors.units)
         return explain_score(
@@ -272,15 +292,28 @@ class SparseIndex:
     def verify(self) -> int:
         """Read every file of the commit and compare it with its checksum; returns the bytes read.
 
+        When a writer replaces the commit meanwhile, its files go, and the newer commit is read instead.
+
         Raises:
             FormatError: the first file that is missing or differs in any byte.
         """
+        manifest = self.manifest
+        while True:
+            try:
+                return self._verify(manifest)
+            except FormatError:
+                newer = read_manifest(self.path)
+                if newer.generation == manifest.generation:
+                    raise
+                manifest = newer
+
+    def _verify(self, manifest: Manifest) -> int:
         checked = 0
-        folder = self.path / self.manifest.encoder.folder
-        for name, expected in self.manifest.encoder.files.items():
+        folder = self.path / manifest.encoder.folder
+        for name, expected in manifest.encoder.files.items():
             verify_file(folder / name, expected)
             checked += expected.bytes
-        for entry in self.manifest.segments:
+        for entry in manifest.segments:
             for name, expected in entry.files.items():
                 verify_file(self.path / SEGMENTS_FOLDER / entry.name / name, expected)
                 checked += expected.bytes
@@ -288,7 +321,3 @@ class SparseIndex:
                 verify_file(self.path / DELETES_FOLDER / entry.deletes.name, entry.deletes.file)
                 checked += entry.deletes.file.bytes
         return checked
-
-
-def _starts(rows: int, threads: int) -> range:
-    return range(0, rows, max(1, rows // (4 * threads)))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from retrieval.encoders.encoder import CountingEncoder
 from retrieval.index.arrays import ArrayWriter, map_array, sync_folder
 from retrieval.index.manifest import SegmentEntry
-from retrieval.index.segment import SEGMENTS_FOLDER, WINDOW_DOCUMENTS
+from retrieval.index.segment import SEGMENTS_FOLDER
 from retrieval.index.segment_writer import COUNTS_FILE, LENGTHS_FILE
 
 PIECE_POSTINGS = 1 << 19
@@ -27,6 +27,7 @@ class CountedSegment:
         self.entry = entry
         self.deleted = deleted
         self.lengths = self._map(LENGTHS_FILE, np.int64)
+        self._window_documents = self._map("window.documents", np.int64)
         self._window_terms = self._map("window.terms", np.int64)
         self._window_postings = self._map("window.postings", np.int64)
         self._term_units = self._map("term.units", np.uint32)
@@ -46,7 +47,7 @@ class CountedSegment:
             units = np.repeat(self._term_units[terms], np.diff(ends, prepend=0))
             for start in range(0, last - first, PIECE_POSTINGS):
                 piece = slice(first + start, min(first + start + PIECE_POSTINGS, last))
-                rows = self._rows[piece].astype(np.int64) + window * WINDOW_DOCUMENTS
+                rows = self._rows[piece].astype(np.int64) + self._window_documents[window]
                 yield units[start : start + PIECE_POSTINGS], rows, self._counts[piece]
 
 

@@ -20,7 +20,6 @@ from retrieval.index.buffer import DocumentBuffer
 from retrieval.index.garbage import collect_garbage
 from retrieval.index.lock import WriterLock
 from retrieval.index.manifest import (
-    MANIFEST_FILE,
     EncoderEntry,
     Manifest,
     SourceEntry,
@@ -33,10 +32,13 @@ from retrieval.index.segment import SEGMENTS_FOLDER, Segment
 from retrieval.index.segment_writer import SegmentWriter
 from retrieval.index.settings import DEFAULT_MEMORY, STORABLE, WriterSettings, check_folder
 from retrieval.index.statistics import CountedSegment, collection_statistics, weigh_segment
-from retrieval.index.stored_encoder import open_encoder, store_encoder
+from retrieval.index.stored_encoder import StoredEncoder, store_encoder
 from retrieval.index.writer_segment import WriterSegment
 from runtime.activations import SparseActivations
-from runtime.errors import InputError, UsageError
+from runtime.errors import FormatError, InputError, NotFoundError, UsageError
+
+MODEL_BATCH_DOCUMENTS = 256
+"""Documents that a model encodes at a time: enough to sort by length, few enough for progress and commits."""
 
 Batch = tuple[Sequence[Document], SparseActivations, NDArray[np.int64] | None]
 
@@ -73,13 +75,13 @@ class IndexWriter:
         self,
         path: Path,
         lock: WriterLock,
-        encoder: SparseEncoder,
+        encoder: StoredEncoder | SparseEncoder,
         committed: Manifest | None,
         settings: WriterSettings,
     ) -> None:
         """Not for callers: use `create` or `open`."""
         self.path = path
-        self.encoder = encoder
+        self._encoder = encoder
         self.fields = dict(settings.fields)
         self.store = list(settings.store)
         self._lock = lock
@@ -88,6 +90,7 @@ class IndexWriter:
         self._generation = committed.generation if committed else 0
         self._source = committed.source if committed else None
         self._is_new = committed is None
+        self._is_closed = False
         self._stored_encoder: tuple[EncoderEntry, int] | None = (
             (committed.encoder, committed.num_units) if committed else None
         )
@@ -134,7 +137,7 @@ class IndexWriter:
         check_folder(path, overwrite)
         lock = WriterLock(path)
         try:
-            previous = read_manifest(path) if (path / MANIFEST_FILE).exists() else None
+            previous = _readable(path)
             writer = cls(path, lock, encoder, None, settings)
             writer._generation = previous.generation if previous else 0
             collect_garbage(path, previous)
@@ -165,7 +168,7 @@ class IndexWriter:
         lock = WriterLock(path)
         try:
             committed = read_manifest(path)
-            opened = open_encoder(path, committed.encoder, encoder)
+            opened = StoredEncoder(path, committed.encoder, encoder)
             settings = WriterSettings.checked(committed.fields, committed.store, memory, workers)
             writer = cls(path, lock, opened, committed, settings)
             collect_garbage(path, committed)
@@ -190,6 +193,12 @@ class IndexWriter:
         """Give up what was not committed and let other writers in."""
         self._builder.shutdown(wait=True)
         self._lock.release()
+        self._is_closed = True
+
+    @property
+    def encoder(self) -> SparseEncoder:
+        """The encoder of the index; that of an index opened to be changed is loaded when it is first needed."""
+        return self._encoder.load() if isinstance(self._encoder, StoredEncoder) else self._encoder
 
     # Changing
 
@@ -214,6 +223,7 @@ class IndexWriter:
         Raises:
             InputError: a document without a usable `_id`, or a value that its field cannot hold.
         """
+        self._check_open()
         checked = (
             check_document(document, f"document {number}") for number, document in enumerate(documents, 1)
         )
@@ -253,6 +263,7 @@ class IndexWriter:
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents by id and return how many were there."""
+        self._check_open()
         wanted = list(dict.fromkeys(ids))
         buffered = [identifier for identifier in wanted if self._buffer.discard(identifier)]
         self._finish_building()
@@ -269,6 +280,7 @@ class IndexWriter:
         Args:
             source: what a build has read up to here; kept in the manifest.
         """
+        self._check_open()
         self._flush()
         self._finish_building()
         self._weigh_counted()
@@ -285,15 +297,19 @@ class IndexWriter:
         report, self._report = replace(self._report, generation=generation), CommitReport(generation)
         return report
 
-    def merge(self) -> CommitReport:
-        """Commit, then rewrite all segments as one, without deleted documents. Results stay the same."""
+    def merge(self, advance: Callable[[int], None] | None = None) -> CommitReport:
+        """Commit, then rewrite all segments as one, without deleted documents. Results stay the same.
+
+        `advance` is called with the number of documents done since the last call.
+        """
+        self._check_open()
         report = self.commit() if self.has_changes else CommitReport(self._generation)
         if len(self._segments) > 1 or any(segment.deleted.any() for segment in self._segments):
             opened = [
                 Segment(self.path, segment.entry, self.fields, bool(self.store)) for segment in self._segments
             ]
             entry = merge_segments(
-                self.path, self._next_segment_name(), opened, self.fields, len(self.encoder.vocabulary)
+                self.path, self._next_segment_name(), opened, self.fields, self._num_units, advance
             )
             self._publish(self._generation + 1, [WriterSegment(self.path, entry)])
         return replace(report, generation=self._generation)
@@ -302,13 +318,14 @@ class IndexWriter:
 
     def _encoded(self, documents: Iterator[Document]) -> Iterator[Batch]:
         waiting: deque[list[Document]] = deque()
+        encoder = self.encoder
 
         def texts() -> Iterator[list[str]]:
-            for batch in document_batches(documents):
+            size = BATCH_DOCUMENTS if isinstance(encoder, CountingEncoder) else MODEL_BATCH_DOCUMENTS
+            for batch in document_batches(documents, size):
                 waiting.append(batch)
                 yield [document_text(document) for document in batch]
 
-        encoder = self.encoder
         if not isinstance(encoder, CountingEncoder):
             for batch_texts in texts():
                 yield waiting.popleft(), encoder.encode_documents(batch_texts), None
@@ -364,21 +381,32 @@ class IndexWriter:
 
     def _weigh_counted(self) -> None:
         """Fit the encoder to all that was counted, and turn the counts into impacts."""
-        encoder = self.encoder
         counted = [segment for segment in self._segments if segment.is_counted and segment.live]
-        if not isinstance(encoder, CountingEncoder) or not counted:
+        if not counted:
             return
+        encoder = self.encoder
+        assert isinstance(encoder, CountingEncoder)  # no other kind writes counts
         opened = [CountedSegment(self.path, segment.entry, segment.deleted) for segment in counted]
-        encoder.fit_statistics(*collection_statistics(opened, len(encoder.vocabulary)))
+        frequency, documents, length = collection_statistics(opened, len(encoder.vocabulary))
+        if not length:
+            raise InputError(
+                "none of the documents has a term, so there is nothing to learn statistics from; "
+                "check that they have a title or a text"
+            )
+        encoder.fit_statistics(frequency, documents, length)
         with ThreadPoolExecutor(self._workers) as threads:
             weighed = threads.map(lambda segment: weigh_segment(segment, encoder), opened)
             for segment, entry in zip(counted, weighed, strict=True):
                 segment.entry = entry
 
     def _publish(self, generation: int, segments: list[WriterSegment]) -> None:
-        num_units = len(self.encoder.vocabulary)
+        num_units = self._num_units
         stored, stored_units = self._stored_encoder or (None, 0)
-        if stored is None or stored.fingerprint != self.encoder.fingerprint or stored_units != num_units:
+        # Where nothing needed the encoder, it cannot have changed.
+        if stored is None or (
+            self._is_encoder_loaded
+            and (stored.fingerprint != self.encoder.fingerprint or stored_units != num_units)
+        ):
             stored = store_encoder(self.path, generation, self.encoder)
         if segments:
             sync_folder(self.path / SEGMENTS_FOLDER)
@@ -398,6 +426,28 @@ class IndexWriter:
         self._segments = segments
         collect_garbage(self.path, manifest)
 
+    @property
+    def _is_encoder_loaded(self) -> bool:
+        return not isinstance(self._encoder, StoredEncoder) or self._encoder.is_loaded
+
+    @property
+    def _num_units(self) -> int:
+        if self._stored_encoder is not None and not self._is_encoder_loaded:
+            return self._stored_encoder[1]
+        return len(self.encoder.vocabulary)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise UsageError(f"the writer of {self.path} is closed; open another one")
+
     def _next_segment_name(self) -> str:
         self._segment_number += 1
         return f"{self._generation + 1:06d}-{self._segment_number:04d}"
+
+
+def _readable(path: Path) -> Manifest | None:
+    """The manifest of an index that is to be replaced; None where there is none, or none that can be read."""
+    try:
+        return read_manifest(path)
+    except (NotFoundError, FormatError):
+        return None

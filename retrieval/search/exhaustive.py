@@ -50,8 +50,8 @@ def _sift_up(scores: NDArray[np.float32], rows: NDArray[np.int64], child: int) -
 def search_windows(
     first_window: int,
     last_window: int,
-    num_documents: int,
     first_row: int,
+    window_documents: NDArray[np.int64],
     window_terms: NDArray[np.int64],
     window_postings: NDArray[np.int64],
     term_units: NDArray[np.uint32],
@@ -76,8 +76,8 @@ def search_windows(
     for window in range(first_window, last_window):
         terms_start, terms_end = window_terms[window], window_terms[window + 1]
         base, postings_end = window_postings[window], window_postings[window + 1]
-        start = window * 65536
-        documents = min(65536, num_documents - start)
+        start = window_documents[window]
+        documents = window_documents[window + 1] - start
         term = terms_start
         touched = False
         for query_term in range(len(query_units)):
@@ -144,7 +144,7 @@ def split_windows(segments: list[Segment], first_rows: list[int], parts: int) ->
             run[-1].last = window.last
         else:
             run.append(window)
-        done += min(WINDOW_DOCUMENTS, window.segment.num_documents - window.first * WINDOW_DOCUMENTS)
+        done += int(np.diff(window.segment.window_documents[window.first : window.last + 1])[0])
     return [run for run in runs if run]
 
 
@@ -169,8 +169,8 @@ def search_run(
         size = search_windows(
             part.first,
             part.last,
-            segment.num_documents,
             part.first_row,
+            segment.window_documents,
             segment.window_terms,
             segment.window_postings,
             segment.term_units,

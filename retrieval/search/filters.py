@@ -26,8 +26,13 @@ ORDERINGS = ("gt", "gte", "lt", "lte")
 OPERATORS = (*COMPARISONS, "in", "exists")
 
 
-def check_filter(condition: Any, fields: Mapping[str, FieldKind]) -> None:
+DEEPEST = 32
+
+
+def check_filter(condition: Any, fields: Mapping[str, FieldKind], depth: int = 0) -> None:
     """Raise UsageError unless `condition` is a filter over `fields`; names the part that is wrong."""
+    if depth > DEEPEST:
+        raise UsageError(f"a filter may be nested {DEEPEST} deep, and this one is deeper")
     if not isinstance(condition, Mapping):
         raise UsageError(f"a filter must be an object, got {condition!r:.60}")
     if "field" in condition:
@@ -39,12 +44,12 @@ def check_filter(condition: Any, fields: Mapping[str, FieldKind]) -> None:
         )
     ((connective, parts),) = condition.items()
     if connective == "not":
-        check_filter(parts, fields)
+        check_filter(parts, fields, depth + 1)
         return
     if not isinstance(parts, (list, tuple)):
         raise UsageError(f'"{connective}" of a filter takes a list of filters, got {parts!r:.60}')
     for part in parts:
-        check_filter(part, fields)
+        check_filter(part, fields, depth + 1)
 
 
 def _check_condition(condition: Filter, fields: Mapping[str, FieldKind]) -> None:

@@ -57,8 +57,14 @@ def test_a_splade_index_is_searched_by_text_alone(model: Path, tmp_path: Path, t
 def test_a_model_that_moved_or_changed_is_refused(model: Path, tmp_path: Path, texts: list[str]) -> None:
     fill(tmp_path / "index", SparseEncoder.load(model), texts)
     moved = model.rename(tmp_path / "moved")
-    with pytest.raises(NotFoundError, match="is not there any more"):
-        SparseIndex.open(tmp_path / "index")
+    with SparseIndex.open(tmp_path / "index") as index:  # what needs no model goes on
+        assert index.verify() > 0
+        assert index.stats()["documents"] == len(texts)
+        with pytest.raises(NotFoundError, match="is not there any more"):
+            index.search(texts[:1])
+    with IndexWriter.open(tmp_path / "index") as writer:
+        assert writer.delete(["0"]) == 1
+        writer.merge()
     with SparseIndex.open(tmp_path / "index", encoder=SparseEncoder.load(moved)) as index:
         assert index.search(texts[:1]).ids[0]
     moved.rename(model)
@@ -66,8 +72,11 @@ def test_a_model_that_moved_or_changed_is_refused(model: Path, tmp_path: Path, t
     name = next(iter(sorted(weights)))
     weights[name] = weights[name] + 1
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(FormatError, match="it has changed since"):
-        SparseIndex.open(tmp_path / "index")
+    with (
+        pytest.raises(FormatError, match="it has changed since"),
+        SparseIndex.open(tmp_path / "index") as index,
+    ):
+        index.search(texts[:1])
     with pytest.raises(ConflictError, match="another splade encoder"):
         SparseIndex.open(tmp_path / "index", encoder=SparseEncoder.load(model))
 
