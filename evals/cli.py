@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from evals.collections.collection import Collection
-    from evals.metrics import QueryMetrics
     from evals.report import Report
 
 app = typer.Typer(
@@ -133,7 +132,8 @@ def run_command(
 ) -> None:
     """Measure a run file, of this or any other system, against judgements.
 
-    Rankings are read in the order of their scores, equal scores in the order of their ranks.
+    Rankings are read in the order of their scores, equal scores in the order of their ranks. The system goes by
+    the tag of its run, or by the name of the file where the lines have several.
 
     Examples:
 
@@ -141,25 +141,15 @@ def run_command(
 
         lexpert eval run dl19.trec 2019qrels-pass.txt --relevance-level 2 --json
     """
-    from evals.evaluation import measure_run
-    from evals.metrics import mean
+    from evals.metrics import require_relevance_level
     from evals.qrels import read_qrels
-    from evals.report import PLOT_FILE, Report
-    from retrieval.interop.trec_run import read_run
+    from evals.report import PLOT_FILE, require_folder
+    from evals.run_file import measure_run_file
 
-    rankings, judgements = read_run(run), read_qrels(qrels)
-    per_query = measure_run(rankings, judgements, relevance_level=relevance_level)
-    name = qrels.resolve()
-    report = Report(
-        collection=name.parents[1].name if name.parent.name == "qrels" else name.name,
-        split=name.stem,
-        encoder=run.stem,
-        metrics=mean(per_query),
-        queries=len(judgements),
-        unanswered=sum(query not in rankings for query in judgements),
-        relevance_level=relevance_level,
-        per_query=per_query,
-    )
+    require_relevance_level(relevance_level)
+    if out is not None:
+        require_folder(out)
+    report = measure_run_file(run, qrels, read_qrels(qrels), relevance_level=relevance_level)
     if out is not None:
         report.save(out)
         if plot:
@@ -194,18 +184,27 @@ def compare_command(
         lexpert eval compare bm25.trec splade.trec --qrels data/scifact/qrels/test.tsv --json
     """
     from evals.comparison import compare
-    from evals.report import comparison_json, print_comparison
+    from evals.metrics import require_relevance_level
+    from evals.report import comparison_json, print_comparison, require_folder
 
-    (name_a, metrics_a, on_a), (name_b, metrics_b, on_b) = (
-        _system(path, qrels, relevance_level) for path in (a, b)
-    )
-    if on_a is not None and on_b is not None and on_a != on_b:
+    require_relevance_level(relevance_level)
+    if out is not None:
+        require_folder(out)
+    of_a, of_b = _systems((a, b), qrels, relevance_level)
+    on_a, on_b = (f"{report.collection}/{report.split}" for report in (of_a, of_b))
+    if on_a != on_b and _is_report(a) and _is_report(b):
         raise UsageError(
             f"A was measured on {on_a} and B on {on_b}; compare two of the same collection and split"
         )
+    if of_a.relevance_level != of_b.relevance_level:
+        raise UsageError(
+            f"in A relevant means grade {of_a.relevance_level} or more, in B {of_b.relevance_level}; measure "
+            "both alike (--relevance-level is that of run files)"
+        )
+    name_a, name_b = of_a.encoder, of_b.encoder
     if name_a == name_b:
         name_a, name_b = str(a), str(b)
-    comparison = compare(metrics_a, metrics_b)
+    comparison = compare(of_a.per_query, of_b.per_query)
     values = comparison_json(comparison, name_a, name_b)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -239,21 +238,25 @@ def _evaluate(
             raise UsageError(f"{option} must be at least 1, got {value}")
     from evals.collections.catalogue import load_collection
     from evals.evaluation import evaluate
+    from evals.report import require_folder
 
     # All are read before the first is indexed, so that a wrong name is told at once.
     loaded = [load_collection(name, split) for name in names]
+    folders = [out] if len(loaded) == 1 else _folders(out, loaded, encoder)
+    for folder in filter(None, folders):
+        require_folder(folder)
     done = [
         evaluate(
             collection,
             encoder,
-            out=_out_folder(out, collection, loaded),
+            out=folder,
             indexes=None if out is None else out / "indexes",
             k=k,
             memory=memory << 20,
             workers=workers,
             plot=plot,
         )
-        for collection in loaded
+        for collection, folder in zip(loaded, folders, strict=True)
     ]
     reports = [evaluation.report for evaluation in done]
     if len(done) > 1 and out is not None and plot:
@@ -264,11 +267,21 @@ def _evaluate(
     _print_reports(reports, as_json, [evaluation.folder for evaluation in done])
 
 
-def _out_folder(out: Path | None, collection: Collection, loaded: list[Collection]) -> Path | None:
-    if out is None or len(loaded) == 1:
-        return out
-    several_splits = len({other.name for other in loaded}) < len(loaded)
-    return out / (f"{collection.name}-{collection.split}" if several_splits else collection.name)
+def _folders(out: Path | None, loaded: list[Collection], encoder: str) -> list[Path | None]:
+    """A folder for each of several collections: its name, with as much behind it as tells all apart."""
+    from evals.evaluation import origin_of
+
+    origins = [origin_of(collection, encoder) for collection in loaded]
+    names = [collection.name for collection in loaded]
+    for more in ([collection.split for collection in loaded], origins):
+        names = [
+            f"{name}-{behind}" if names.count(name) > 1 else name
+            for name, behind in zip(names, more, strict=True)
+        ]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"the collection {loaded[names.index(twice)].name} is given twice; give it once")
+    return [out and out / name for name in names]
 
 
 def _print_reports(reports: list[Report], as_json: bool, folders: list[Path]) -> None:
@@ -290,21 +303,30 @@ def _print_reports(reports: list[Report], as_json: bool, folders: list[Path]) ->
         console.print(f"report: {folder}", highlight=False, soft_wrap=True)
 
 
-def _system(path: Path, qrels: Path | None, relevance_level: int) -> tuple[str, QueryMetrics, str | None]:
-    """Name, values per query, and collection (None for a run file) of what `compare` was given."""
-    from evals.evaluation import measure_run
+def _is_report(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".json"
+
+
+def _systems(paths: tuple[Path, Path], qrels: Path | None, relevance_level: int) -> list[Report]:
+    """The reports that `compare` was given, or those of the run files that it was given."""
     from evals.qrels import read_qrels
     from evals.report import load_report
-    from retrieval.interop.trec_run import read_run
+    from evals.run_file import measure_run_file
 
-    if path.is_dir() or path.suffix == ".json":
-        report = load_report(path)
-        if not report.per_query:
-            raise UsageError(f"{path} has no per_query.tsv beside its report, so it cannot be compared")
-        return report.encoder, report.per_query, f"{report.collection}/{report.split}"
-    if qrels is None:
-        raise UsageError(f"{path} is a run file; give the judgements to measure it against with --qrels")
-    return path.stem, measure_run(read_run(path), read_qrels(qrels), relevance_level=relevance_level), None
+    reports: list[Report] = []
+    judgements = None
+    for path in paths:
+        if _is_report(path):
+            report = load_report(path)
+            if not report.per_query:
+                raise UsageError(f"{path} has no per_query.tsv beside its report, so it cannot be compared")
+        elif qrels is None:
+            raise UsageError(f"{path} is a run file; give the judgements to measure it against with --qrels")
+        else:
+            judgements = judgements or read_qrels(qrels)
+            report = measure_run_file(path, qrels, judgements, relevance_level=relevance_level)
+        reports.append(report)
+    return reports
 
 
 def _console() -> Console:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -10,11 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from evals.collections.collection import Collection, Qrels
 from evals.metrics import mean, measure, require_ir_measures
-from evals.report import PLOT_FILE, RUN_FILE, Report
+from evals.report import PLOT_FILE, REPORT_FILE, RUN_FILE, Report, require_folder
 from retrieval.interop.trec_run import Run, write_run
-from runtime.errors import UsageError
+from runtime.errors import InputError, UsageError
 from runtime.progress import progress
 
 if TYPE_CHECKING:
@@ -54,7 +58,8 @@ def evaluate(
 
     Args:
         encoder: an encoder, or what `SparseEncoder.load` takes.
-        out: folder of the report; None is ``.lexpert/reports/COLLECTION-SPLIT-ENCODER``.
+        out: folder of the report; None is ``.lexpert/reports/COLLECTION-SPLIT-ENCODER``, with the report's
+            origin behind it where that holds the report of others of the same names.
         indexes: folder under which indexes are kept; None is ``out/indexes``, or ``.lexpert/indexes`` without
             an `out`.
         k: results asked for a query; below 1000, R@1000 and MAP see only these.
@@ -64,7 +69,8 @@ def evaluate(
 
     Raises:
         UsageError: k below 1.
-        InputError: a malformed document, or an id that a run file cannot hold.
+        InputError: a malformed document, no document at all, or an id that a run file cannot hold.
+        ConflictError: a file lies where a folder is to be.
         NotFoundError: no such encoder, or the packages of ``lexpert[eval]`` are missing.
     """
     from retrieval import SparseEncoder, SparseIndex
@@ -76,8 +82,13 @@ def evaluate(
     require_ir_measures()
     label = encoder_label(encoder)
     loaded = encoder if isinstance(encoder, SparseEncoder) else SparseEncoder.load(encoder)
-    folder = out or WORKSPACE / "reports" / _folder_name(collection.name, collection.split, label)
+    origin = origin_of(collection, encoder)
+    folder = out or _report_folder(_folder_name(collection.name, collection.split, label), origin)
     under = indexes or (out or WORKSPACE) / "indexes"
+    for needed in (folder, under):
+        require_folder(needed)
+    if next(iter(collection.corpus), None) is None:
+        raise InputError(f"{collection.corpus.name} holds no documents; nothing can be found in it")
     path = index_path(under, collection, label, loaded)
 
     started = time.perf_counter()
@@ -102,12 +113,14 @@ def evaluate(
         queries=len(collection.queries),
         unanswered=sum(not run.get(query) for query in collection.queries),
         documents=documents,
+        corpus=corpus_losses(path),
         relevance_level=collection.relevance_level,
         k=k,
         seconds={"index": round(build_seconds, 3), "search": round(search_seconds, 3)},
         queries_per_second=round(len(collection.queries) / search_seconds, 1) if search_seconds else None,
         index={"path": str(path), "action": built.action, "bytes": folder_bytes(path)},
         encoder_fingerprint=fingerprint,
+        origin=origin,
         per_query=per_query,
     )
     report.save(folder)
@@ -124,6 +137,39 @@ def index_path(indexes: Path, collection: Collection, label: str, encoder: Spars
     # Both fingerprints are in the name, so that another encoder of the same name gets an index of its own.
     checksum = collection.corpus.checksum().rpartition(":")[2]
     return indexes / _folder_name(collection.name, label, encoder.fingerprint[:8], checksum[:8])
+
+
+def origin_of(collection: Collection, encoder: SparseEncoder | str | Path) -> str:
+    """Eight hexadecimal digits that stand for where a collection and an encoder lie, whatever their names."""
+    if not isinstance(encoder, str | Path):
+        source = encoder.fingerprint
+    else:
+        source = str(Path(encoder).resolve() if Path(encoder).exists() else encoder)
+    return hashlib.sha256(f"{collection.corpus.name}\0{source}".encode()).hexdigest()[:8]
+
+
+def corpus_losses(index: Path) -> dict[str, int]:
+    """The documents that no query can find, of an index that `build_index` filled, in this run or earlier.
+
+    Returns:
+        ``replaced``: documents read that gave way to a later one of the same id; ``empty``: documents without
+        a single posting.
+    """
+    from retrieval.index.manifest import read_manifest
+    from retrieval.index.segment import WINDOW_DOCUMENTS, Segment
+
+    manifest = read_manifest(index)
+    empty = 0
+    for entry in manifest.segments:
+        segment = Segment(index, entry, manifest.fields, bool(manifest.store))
+        found = segment.deleted.copy()
+        for window in range(segment.num_windows):
+            postings = slice(segment.window_postings[window], segment.window_postings[window + 1])
+            start = window * WINDOW_DOCUMENTS
+            found[start : start + WINDOW_DOCUMENTS][segment.posting_rows[postings]] = True
+        empty += int(np.count_nonzero(~found))
+    consumed = manifest.source.consumed if manifest.source else manifest.num_documents
+    return {"replaced": consumed - manifest.num_documents, "empty": empty}
 
 
 def search_collection(index: SparseIndex, collection: Collection, k: int) -> tuple[Run, float]:
@@ -168,6 +214,16 @@ def encoder_label(encoder: SparseEncoder | str | Path) -> str:
 def folder_bytes(folder: Path) -> int:
     """Size of all files under a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _report_folder(name: str, origin: str) -> Path:
+    """``.lexpert/reports/NAME``, or NAME-ORIGIN where the report in NAME is of others of the same names."""
+    folder = WORKSPACE / "reports" / name
+    try:
+        there = json.loads((folder / REPORT_FILE).read_text("utf-8")).get("origin", origin)
+    except (OSError, ValueError, AttributeError):  # no report, or none that is worth keeping
+        return folder
+    return folder if there == origin else folder.with_name(f"{name}-{origin}")
 
 
 def _batches(queries: Iterable[str]) -> Iterator[list[str]]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evals.collections.collection import Qrels
-from runtime.errors import InputError, NotFoundError
+from evals.qrels import LARGEST_GRADE
+from runtime.errors import InputError, NotFoundError, UsageError
 
 MEASURES = ("nDCG@10", "R@100", "R@1000", "MRR@10", "MAP")
 """The measures of every report, in the order of its table."""
@@ -34,10 +35,12 @@ def measure(qrels: Qrels, rankings: Mapping[str, Sequence[str]], *, relevance_le
 
     Raises:
         InputError: there are no judgements.
+        UsageError: a relevance level that no grade can have.
         NotFoundError: ir_measures is not installed.
     """
     if not qrels:
         raise InputError("there are no judgements to measure against")
+    require_relevance_level(relevance_level)
     measures = _ir_measures(relevance_level)
     import ir_measures
 
@@ -67,6 +70,12 @@ def require_ir_measures() -> None:
 
     if find_spec("ir_measures") is None:
         raise NotFoundError("measuring needs ir_measures; run: pip install 'lexpert[eval]'")
+
+
+def require_relevance_level(level: int) -> None:
+    """Raise UsageError unless `level` is a grade that can mean relevant."""
+    if not 1 <= level <= LARGEST_GRADE:
+        raise UsageError(f"--relevance-level must lie between 1 and {LARGEST_GRADE}, got {level}")
 
 
 def _ir_measures(relevance_level: int) -> dict[str, Any]:

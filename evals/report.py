@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from evals.comparison import Comparison
 from evals.metrics import MEASURES, QueryMetrics
-from runtime.errors import FormatError, InputError, NotFoundError
+from retrieval.interop.text_lines import read_lines
+from runtime.errors import ConflictError, FormatError, InputError, NotFoundError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,8 @@ class Report:
         metrics: measure → mean over the judged queries.
         queries: number of judged queries; `unanswered` of them got no result at all.
         documents: number of documents in the index.
+        corpus: of the documents read, how many were ``replaced`` by a later one of the same id; of those in
+            the index, how many are ``empty``: they light up no unit, so no query finds them.
         relevance_level: lowest grade that counted as relevant, except in nDCG.
         k: number of results asked for a query; measures that look deeper see no further.
         seconds: duration of ``index`` (building it; near 0 where it was reused) and ``search`` (encoding the
@@ -35,6 +38,8 @@ class Report:
         queries_per_second: queries / search seconds.
         index: ``path``, ``action`` ("built", "continued" or "reused") and ``bytes`` on disk.
         encoder_fingerprint: of the encoder as it is in the index.
+        origin: eight hexadecimal digits that stand for where collection and encoder lie; they tell two of the
+            same names apart.
         per_query: query id → measure → value; kept in its own file.
     """
 
@@ -45,12 +50,14 @@ class Report:
     queries: int
     unanswered: int = 0
     documents: int | None = None
+    corpus: dict[str, int] = field(default_factory=dict)
     relevance_level: int = 1
     k: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     queries_per_second: float | None = None
     index: dict[str, Any] = field(default_factory=dict)
     encoder_fingerprint: str | None = None
+    origin: str | None = None
     per_query: QueryMetrics = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def load_report(path: Path) -> Report:
     Raises:
         NotFoundError: no report there.
         FormatError: the file is no report.
-        InputError: a malformed line in per_query.tsv.
+        InputError: a malformed line in per_query.tsv, or a measure that it lacks.
     """
     file = path / REPORT_FILE if path.is_dir() else path
     if not file.is_file():
@@ -94,11 +101,20 @@ def load_report(path: Path) -> Report:
 
 
 def read_per_query(path: Path) -> QueryMetrics:
-    """Read a per_query.tsv: a header with the measures, then one query a line."""
-    lines = path.read_text("utf-8").splitlines()
-    names = lines[0].split("\t")[1:] if lines else []
+    """Read a per_query.tsv: a header with the measures, then one query a line.
+
+    Raises:
+        InputError: a measure without a column, or a malformed line; names file and line.
+    """
+    lines = read_lines(path, "the per_query.tsv of a report")
+    names = next(lines, (1, ""))[1].split("\t")[1:]
+    lacking = [name for name in MEASURES if name not in names]
+    if lacking:
+        raise InputError(
+            f"{path}, line 1: there is no column {' or '.join(lacking)}; evaluate again to get all measures"
+        )
     rows: QueryMetrics = {}
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in lines:
         query, *values = line.split("\t")
         if len(values) != len(names):
             raise InputError(
@@ -109,6 +125,13 @@ def read_per_query(path: Path) -> QueryMetrics:
         except ValueError:
             raise InputError(f"{path}, line {number}: a value is not a number: {line:.60}") from None
     return rows
+
+
+def require_folder(path: Path) -> None:
+    """Raise ConflictError where a file lies in the way of a folder: to be told before the work, not after."""
+    existing = next(above for above in (path, *path.absolute().parents) if above.exists())
+    if not existing.is_dir():
+        raise ConflictError(f"{existing} is a file, so no folder {path} can be made; give another --out")
 
 
 def mean_metrics(reports: Sequence[Report]) -> dict[str, float]:
@@ -142,6 +165,13 @@ def print_reports(reports: Sequence[Report], console: Console) -> None:
         table.add_row("mean", "", "", *_cells(mean_metrics(reports)), "", "", style="bold")
     console.print(table)
     for report in reports:
+        lost = {
+            "replaced by a later document of the same id": report.corpus.get("replaced"),
+            "empty, so that no query finds them": report.corpus.get("empty"),
+        }
+        notes = [f"{count:,} {what}" for what, count in lost.items() if count]
+        if notes:
+            console.print(f"{report.collection}: of the documents, {', and '.join(notes)}")
         if report.unanswered:
             console.print(f"{report.collection}: {report.unanswered} queries got no result and count as 0")
         if report.relevance_level > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from evals.cli import app
 from evals.metrics import MEASURES
-from runtime.errors import NotFoundError, UsageError
+from evals.report import load_report
+from runtime.errors import ConflictError, InputError, NotFoundError, UsageError
 
 QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td2\t1\n"
 
@@ -43,8 +45,8 @@ def beir(tmp_path: Path) -> Path:
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[Path, Path, Path]:
     good, bad, qrels = tmp_path / "good.trec", tmp_path / "bad.trec", tmp_path / "qrels.tsv"
-    good.write_text("q1 Q0 d1 1 2 t\nq1 Q0 d9 2 1 t\nq2 Q0 d2 1 2 t\n")
-    bad.write_text("q1 Q0 d9 1 2 t\nq1 Q0 d1 2 1 t\n")
+    good.write_text("q1 Q0 d1 1 2 new\nq1 Q0 d9 2 1 new\nq2 Q0 d2 1 2 new\n")
+    bad.write_text("q1 Q0 d9 1 2 old\nq1 Q0 d1 2 1 old\n")
     qrels.write_text(QRELS)
     return good, bad, qrels
 
@@ -116,7 +118,7 @@ def test_run_measures_a_run_file(runs: tuple[Path, Path, Path], tmp_path: Path) 
 def test_compare_takes_runs_and_reports(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
     good, bad, qrels = runs
     of_runs = json.loads(lexpert_eval("compare", bad, good, "--qrels", qrels, "--json").stdout)
-    assert (of_runs["a"], of_runs["b"]) == ("bad", "good")
+    assert (of_runs["a"], of_runs["b"]) == ("old", "new")
     assert of_runs["measures"]["MRR@10"]["wins"] == 2
     for path in (good, bad):
         lexpert_eval("run", path, qrels, "--out", tmp_path / path.stem, "--no-plot")
@@ -130,11 +132,15 @@ def test_compare_takes_runs_and_reports(runs: tuple[Path, Path, Path], tmp_path:
 
 
 def test_wrong_usage_is_said_so(beir: Path, runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    good, bad, _ = runs
+    good, bad, qrels = runs
     for option in ("--k", "--memory", "--workers"):
         result = lexpert_eval("beir", beir, option, 0, "--out", tmp_path / "out", fails=UsageError)
         assert f"{option} must be at least 1, got 0" in str(result.exception)
     lexpert_eval("compare", good, bad, fails=UsageError)
+    for level in (0, -1, 1 << 70):
+        for command in (("run", good, qrels), ("compare", good, bad, "--qrels", qrels)):
+            result = lexpert_eval(*command, "--relevance-level", level, fails=UsageError)
+            assert f"must lie between 1 and 10000, got {level}" in str(result.exception)
     lexpert_eval("msmarco", beir, "--split", "test", fails=UsageError)
     lexpert_eval("beir", tmp_path / "no-such-folder", fails=NotFoundError)
     lexpert_eval("run", tmp_path / "none.trec", tmp_path / "none.tsv", fails=NotFoundError)
@@ -151,6 +157,134 @@ def test_reports_of_different_collections_are_not_compared(
     lexpert_eval("run", good, other, "--out", tmp_path / "two", "--no-plot")
     result = lexpert_eval("compare", tmp_path / "one", tmp_path / "two", fails=UsageError)
     assert "A was measured on qrels.tsv/qrels and B on other.tsv/other" in str(result.exception)
+
+
+def test_systems_go_by_the_tag_of_their_run_or_else_by_its_file(
+    runs: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    good, bad, qrels = runs
+    assert json.loads(lexpert_eval("run", good, qrels, "--json").stdout)["encoder"] == "new"
+    mixed = tmp_path / "mixed.trec"
+    mixed.write_text(good.read_text().replace("new", "other", 1))
+    assert json.loads(lexpert_eval("run", mixed, qrels, "--json").stdout)["encoder"] == "mixed"
+    same = tmp_path / "same.trec"
+    same.write_text(bad.read_text().replace("old", "new"))
+    values = json.loads(lexpert_eval("compare", same, good, "--qrels", qrels, "--json").stdout)
+    assert (values["a"], values["b"]) == (str(same), str(good))
+
+
+def test_compare_reads_the_judgements_once(
+    runs: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad, qrels = runs
+    opened = []
+    path_open = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *rest, **named: opened.append(path) or path_open(path, *rest, **named)
+    )
+    lexpert_eval("compare", bad, good, "--qrels", qrels, "--json")
+    assert opened.count(qrels) == 1
+
+
+def test_systems_that_counted_other_grades_as_relevant_are_not_compared(
+    runs: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    good, bad, qrels = runs
+    lexpert_eval("run", good, qrels, "--relevance-level", 2, "--out", tmp_path / "two", "--no-plot")
+    result = lexpert_eval("compare", bad, tmp_path / "two", "--qrels", qrels, fails=UsageError)
+    assert "in A relevant means grade 1 or more, in B 2" in str(result.exception)
+
+
+def test_a_run_that_has_nothing_to_measure_is_an_error(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    good, _, qrels = runs
+    empty, stranger = tmp_path / "empty.trec", tmp_path / "stranger.trec"
+    empty.write_text("\n")
+    stranger.write_text("q9 Q0 d1 1 2 t\n")
+    for run, message in (
+        (empty, "empty.trec holds no rankings"),
+        (stranger, "ranks for no query that"),
+    ):
+        for command in (("run", run, qrels), ("compare", good, run, "--qrels", qrels)):
+            assert message in str(lexpert_eval(*command, fails=InputError).exception)
+    qrels.write_text("query-id\tcorpus-id\tscore\n")
+    assert "holds no judgements" in str(lexpert_eval("run", good, qrels, fails=InputError).exception)
+
+
+def test_an_empty_corpus_is_an_error(beir: Path, tmp_path: Path) -> None:
+    (beir / "corpus.jsonl").write_text("\n")
+    result = lexpert_eval("beir", beir, "--out", tmp_path / "out", fails=InputError)
+    assert "corpus.jsonl holds no documents" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_repeated_ids_and_empty_documents_are_told_whether_the_index_is_built_or_reused(
+    beir: Path, tmp_path: Path
+) -> None:
+    with (beir / "corpus.jsonl").open("a") as file:
+        file.writelines(f'{{"_id": "{i}", "text": "{t}"}}\n' for i, t in (("d3", "red pears"), ("d4", "")))
+    for action in ("built", "reused"):
+        out = ("--out", tmp_path / "out", "--workers", 1, "--no-plot")
+        values = json.loads(lexpert_eval("beir", beir, *out, "--json").stdout)
+        assert (values["index"]["action"], values["documents"]) == (action, 4)
+        assert values["corpus"] == {"replaced": 1, "empty": 1}
+    table = lexpert_eval("beir", beir, *out).stdout
+    assert "1 replaced by a later document of the same id, and 1 empty" in table
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_before_the_work(
+    beir: Path, runs: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad, qrels = runs
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for command in (
+        ("beir", beir),
+        ("run", good, qrels),
+        ("compare", bad, good, "--qrels", qrels),
+    ):
+        for out in (file, file / "below"):
+            lexpert_eval(*command, "--out", out, fails=ConflictError)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".lexpert").write_text("")
+    result = lexpert_eval("beir", beir, fails=ConflictError)
+    assert ".lexpert is a file" in str(result.exception)
+    assert file.read_text() == "kept"
+
+
+@pytest.fixture
+def namesakes(beir: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two collections in folders of one name; the second one has another corpus."""
+    other = shutil.copytree(beir, tmp_path / "other" / "tiny")
+    (other / "corpus.jsonl").write_text('{"_id": "d1", "text": "apples and whales"}\n')
+    return beir, other
+
+
+def test_collections_of_one_name_get_folders_of_their_own(
+    namesakes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    values = json.loads(
+        lexpert_eval("beir", *namesakes, "--out", out, "--json", "--no-plot", "--workers", 1).stdout
+    )
+    saved = [load_report(path.parent).to_json() for path in out.glob("*/report.json")]
+    assert len(saved) == 2
+    assert all(report in saved for report in values["collections"])
+    result = lexpert_eval("beir", namesakes[0], namesakes[0], "--out", out, fails=UsageError)
+    assert "tiny is given twice" in str(result.exception)
+
+
+def test_a_report_of_a_namesake_is_not_overwritten(
+    namesakes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reports = tmp_path / ".lexpert" / "reports"
+    for _ in range(2):
+        for folder in namesakes:
+            lexpert_eval("beir", folder, "--workers", 1, "--no-plot")
+    plain, marked = sorted(path.name for path in reports.iterdir())
+    assert plain == "tiny-test-bm25"
+    assert marked == f"{plain}-{load_report(reports / marked).origin}"
+    assert (load_report(reports / plain).documents, load_report(reports / marked).documents) == (3, 1)
 
 
 def test_a_wrong_name_among_several_is_told_before_anything_is_indexed(beir: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from evals.collections.beir import load_beir
 from evals.collections.collection import Collection
 from evals.collections.msmarco import load_msmarco
-from evals.evaluation import encoder_label, evaluate, measure_run
+from evals.evaluation import encoder_label, evaluate, measure_run, origin_of
 from evals.report import load_report
 from retrieval import SparseEncoder, SparseIndex
 from retrieval.documents import read_jsonl
@@ -125,6 +126,24 @@ def test_encoders_are_labelled_by_what_people_call_them(tmp_path: Path) -> None:
     assert encoder_label("naver/splade-v3") == "splade-v3"
     assert encoder_label(tmp_path) == tmp_path.name
     assert encoder_label(SparseEncoder.load("bm25")) == "bm25"
+
+
+def test_encoders_and_collections_of_one_name_have_different_origins(folder: Path, tmp_path: Path) -> None:
+    collection = load_beir(folder)
+    other = load_beir(shutil.copytree(folder, tmp_path / "other" / folder.name))
+    models = [tmp_path / parent / "model" for parent in ("a", "b")]
+    for model in models:
+        model.mkdir(parents=True)
+    encoders = [
+        *models,
+        "bm25",
+        "naver/model",
+        SparseEncoder.load("bm25", k1=1.2),
+        SparseEncoder.load("bm25"),
+    ]
+    origins = {origin_of(of, encoder) for of in (collection, other) for encoder in encoders}
+    assert len(origins) == 2 * len(encoders)
+    assert origin_of(load_beir(folder), str(models[0])) == origin_of(collection, models[0])
 
 
 @pytest.fixture(scope="module")

@@ -63,9 +63,17 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="is not a report"):
         load_report(tmp_path)
     report().save(tmp_path)
-    (tmp_path / "per_query.tsv").write_text("query-id\tnDCG@10\nq1\thalf\n")
-    with pytest.raises(InputError, match=r"per_query\.tsv, line 2"):
-        load_report(tmp_path)
+    header = "\t".join(["query-id", *MEASURES]).encode()
+    for content, message in (
+        (header + b"\nq1\thalf\t1\t1\t1\t1\n", "line 2: a value is not a number"),
+        (header + b"\nq1\t1\n", "line 2: expected 6 columns, got 2"),
+        (header + b"\nq\xff1\t1\t1\t1\t1\t1\n", "line 2: byte 2 is not UTF-8"),
+        (header.removesuffix(b"\tMAP") + b"\nq1\t1\t1\t1\t1\n", "line 1: there is no column MAP"),
+        (b"", "line 1: there is no column nDCG@10"),
+    ):
+        (tmp_path / "per_query.tsv").write_bytes(content)
+        with pytest.raises(InputError, match=rf"per_query\.tsv, {message}"):
+            load_report(tmp_path)
 
 
 def test_the_table_shows_every_measure_and_the_mean_of_several() -> None:
