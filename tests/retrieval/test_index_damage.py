@@ -252,3 +252,49 @@ def test_a_build_cut_short_goes_on_after_its_last_commit(tmp_path: Path, number_
     assert (report.action, report.documents, report.added) == ("continued", 5000, 5000 - 4500 // 256 * 256)
     assert len(ids(tmp_path / "index", "3:1")) == 10
     assert SparseIndex.open(tmp_path / "index").stats()["complete"] is True
+
+
+def test_a_refused_batch_leaves_the_writer_as_it_was(tmp_path: Path) -> None:
+    documents: list[dict[str, Any]] = [
+        {"_id": "a", "text": "apple", "year": 1},
+        {"_id": "bad", "text": "banana", "year": "x"},
+        {"_id": "worse", "text": "half \ud800"},
+        {"_id": "c", "text": "cherry", "year": 3},
+        {"_id": "d", "text": "date", "year": 4},
+    ]
+    with IndexWriter.create(tmp_path / "index", encoder=Bm25Encoder(), fields={"year": "int"}) as writer:
+        refused = 0
+        for document in documents:
+            try:
+                writer.add([document])
+            except InputError:
+                refused += 1
+        assert refused == 2
+        writer.delete(["d"])
+    with SparseIndex.open(tmp_path / "index") as opened:
+        assert opened.search(["apple", "banana", "cherry", "date"]).ids == [["a"], [], ["c"], []]
+        assert opened.document("c") == {"_id": "c", "text": "cherry", "year": 3}
+
+
+def test_a_closed_writer_says_so(index: Path) -> None:
+    writer = IndexWriter.open(index)
+    writer.close()
+    for action in (lambda: writer.add(DOCUMENTS), lambda: writer.delete(["a"]), writer.commit, writer.merge):
+        with pytest.raises(UsageError, match="is closed"):
+            action()
+
+
+def test_verify_reads_the_newer_commit_when_a_writer_replaces_it(index: Path) -> None:
+    reader = SparseIndex.open(index)
+    with IndexWriter.open(index) as writer:
+        writer.add([{"_id": "d", "text": "gale"}])
+        writer.merge()
+    assert reader.verify() == SparseIndex.open(index).verify()
+
+
+def test_a_first_commit_without_any_term_is_refused(tmp_path: Path) -> None:
+    writer = IndexWriter.create(tmp_path / "index", encoder=Bm25Encoder())
+    writer.add([{"_id": "a"}, {"_id": "b", "text": "the of and"}])
+    with pytest.raises(InputError, match="nothing to learn statistics from"):
+        writer.commit()
+    writer.close()
