@@ -13,8 +13,9 @@ variants take turns, on the clock and, for machines that are busy otherwise, in 
 
 The outputs are compared with the plain formula's on the same batch: ``largest_difference`` is the head's own
 error, float32 rounding of weights of up to ``largest_weight``. ``alone_difference`` is how far the first row of
-the batch is from the same row encoded alone, by the same variant: what batches and padding change, which the
-plain formula has as well and which is the greater part of the difference between two ways of encoding a corpus.
+the batch is from the same row run alone, by the same variant: what the batch changes. All rows are of one
+length here; padding changes the transformer's own output further, with either head (see
+`MaskedLanguageModel.weigh`).
 
 The plain formula is that of `plain_pooled_terms`: all logits, then activation, then pooling. With --peer,
 sentence-transformers' SparseEncoder (Transformer and SpladePooling) runs the *model* question too.
