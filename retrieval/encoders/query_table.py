@@ -7,6 +7,7 @@ Inference-Free Learned Sparse Retrievers"). Needs the tokenizer and the table, a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.encoders.sentence_transformers_folder import read_object
 from retrieval.encoders.subword_vocabulary import SubwordVocabulary
 from runtime.activations import SparseActivations
 from runtime.errors import FormatError, NotFoundError
@@ -96,15 +98,18 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         raise NotFoundError(
             f"{path} is missing; save the tokenizer with transformers, which writes that file"
         )
-    text = path.read_text("utf-8")
     config_path = folder / "tokenizer_config.json"
+    config = read_object(config_path)
+    limit = config.get("model_max_length") or 0
+    if not isinstance(limit, int | float) or not math.isfinite(limit):
+        raise FormatError(f"{config_path}: model_max_length must be a number, not {limit!r:.60}")
+    described = _normalized_as_configured(read_object(path), config, path)
     try:
-        config = json.loads(config_path.read_text("utf-8")) if config_path.is_file() else {}
-        tokenizer = Tokenizer.from_str(_normalized_as_configured(text, config))
+        tokenizer = Tokenizer.from_str(json.dumps(described))
     except Exception as error:  # tokenizers raises plain Exception for a damaged file
-        raise FormatError(f"the tokenizer in {folder} cannot be read ({error})") from None
+        raise FormatError(f"the tokenizer {path} cannot be read ({error})") from None
     tokenizer.no_padding()
-    limit = int(config.get("model_max_length") or 0)
+    limit = int(limit)
     if 0 < limit < 2**31:  # "no limit" is written as 10**30
         tokenizer.enable_truncation(limit)
     else:
@@ -112,18 +117,23 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _normalized_as_configured(tokenizer: str, config: dict[str, Any]) -> str:
+def _normalized_as_configured(
+    tokenizer: dict[str, Any], config: dict[str, Any], path: Path
+) -> dict[str, Any]:
     """BERT's tokenizer classes in transformers normalize as tokenizer_config.json says, or by their defaults,
     whatever tokenizer.json says; generic classes go by tokenizer.json. So do we."""
-    value = json.loads(tokenizer)
-    normalizer = value.get("normalizer") or {}
+    normalizer = tokenizer.get("normalizer") or {}
+    if not isinstance(normalizer, dict):
+        raise FormatError(f"{path}: normalizer must be a JSON object, not {normalizer!r:.60}")
     kind = config.get("tokenizer_class") or "PreTrainedTokenizerFast"
     if normalizer.get("type") != "BertNormalizer" or kind in ("PreTrainedTokenizerFast", "TokenizersBackend"):
         return tokenizer
-    normalizer["lowercase"] = config.get("do_lower_case", True)
-    normalizer["strip_accents"] = config.get("strip_accents")
-    normalizer["handle_chinese_chars"] = config.get("tokenize_chinese_chars", True)
-    return json.dumps(value)
+    configured = {
+        "lowercase": config.get("do_lower_case", True),
+        "strip_accents": config.get("strip_accents"),
+        "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
+    }
+    return {**tokenizer, "normalizer": {**normalizer, **configured}}
 
 
 def _safetensors_weights(path: Path) -> NDArray[np.float32]:

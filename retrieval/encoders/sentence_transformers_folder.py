@@ -74,19 +74,15 @@ def read_folder(folder: Path) -> SparseEncoderFolder:
     if not (folder / "modules.json").is_file():
         route = SpladeRoute(folder)
         return SparseEncoderFolder(route, route)
-    settings = _read_object(folder / "config_sentence_transformers.json")
-    prompts = settings.get("prompts") or {}
+    described = folder / "config_sentence_transformers.json"
+    settings = read_object(described)
+    prompts = _object(settings, "prompts", described)
     documents = _route(folder, "document", str(prompts.get("document") or ""))
     queries = _route(folder, "query", str(prompts.get("query") or ""))
     if isinstance(documents, TableRoute):
         raise FormatError(f"{folder} encodes documents by a table; only queries can be encoded so")
     limit = settings.get("max_active_dims")
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise FormatError(
-            f"{folder / 'config_sentence_transformers.json'}: "
-            f"max_active_dims must be 1 or more, not {limit!r}"
-        )
-    return SparseEncoderFolder(documents, queries, limit)
+    return SparseEncoderFolder(documents, queries, _length(limit, "max_active_dims", described))
 
 
 def has_query_table(folder: Path) -> bool:
@@ -107,39 +103,37 @@ def _route(folder: Path, task: str, prompt: str) -> Route:
             "SpladePooling and, for queries, SparseStaticEmbedding"
         )
     (kind, transformer), (_, pooling) = modules
-    config = next(
-        (_read_object(transformer / name) for name in TRANSFORMER_CONFIGS if (transformer / name).is_file()),
-        {},
-    )
+    path = next((transformer / name for name in TRANSFORMER_CONFIGS if (transformer / name).is_file()), None)
+    config = read_object(path) if path else {}
     if config.get("transformer_task", "fill-mask" if kind == "MLMTransformer" else None) != "fill-mask":
         raise FormatError(f"the transformer in {transformer} is not a masked language model (fill-mask)")
-    pooled = _read_object(pooling / "config.json")
+    pooled = read_object(pooling / "config.json")
     return SpladeRoute(
         transformer,
         _one_of(pooled.get("pooling_strategy", "max"), POOLINGS, pooling, "pooling_strategy"),
         _one_of(pooled.get("activation_function", "relu"), ACTIVATIONS, pooling, "activation_function"),
-        _max_length(config, task),
+        _max_length(config, task, path) if path else None,
         bool(config.get("do_lower_case", False)),
         prompt,
     )
 
 
-def _max_length(config: Mapping[str, Any], task: str) -> int | None:
+def _max_length(config: Mapping[str, Any], task: str, path: Path) -> int | None:
     """The most specific of the places where sentence-transformers keeps a limit of tokens."""
-    processing = config.get("processing_kwargs") or {}
-    for limit in (
-        config.get(f"{task}_length"),
-        (processing.get("text") or {}).get("max_length"),
-        (processing.get("common") or {}).get("max_length"),
-        config.get("max_seq_length"),
+    processing = _object(config, "processing_kwargs", path)
+    for settings, key in (
+        (config, f"{task}_length"),
+        (_object(processing, "text", path), "max_length"),
+        (_object(processing, "common", path), "max_length"),
+        (config, "max_seq_length"),
     ):
-        if limit is not None:
-            return int(limit)
+        if settings.get(key) is not None:
+            return _length(settings[key], key, path)
     return None
 
 
 def _table_route(folder: Path, module: Path, prompt: str) -> TableRoute:
-    named = _read_object(module / "config.json").get("path")
+    named = read_object(module / "config.json").get("path")
     if named is None:
         weights = module / "model.safetensors"
         if not weights.is_file() and (module / "pytorch_model.bin").is_file():
@@ -158,8 +152,8 @@ def _table_route(folder: Path, module: Path, prompt: str) -> TableRoute:
 def _modules_of(folder: Path, task: str) -> list[tuple[str, Path]]:
     """Kind and folder of the modules that a text of this task passes through, routers resolved."""
     listed = _read_json(folder / "modules.json")
-    if not isinstance(listed, list):
-        raise FormatError(f"{folder / 'modules.json'} must hold a list of modules")
+    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
+        raise FormatError(f"{folder / 'modules.json'} must hold a list of modules, each a JSON object")
     modules: list[tuple[str, Path]] = []
     for module in listed:
         path = _inside(folder, str(module.get("path", "")))
@@ -170,30 +164,34 @@ def _modules_of(folder: Path, task: str) -> list[tuple[str, Path]]:
 
 def _routed_modules(router: Path, task: str) -> list[tuple[str, Path]]:
     name = "router_config.json"
-    config = _read_object(router / (name if (router / name).is_file() else "config.json"))
-    structure, types, parameters = (config.get(key) or {} for key in ("structure", "types", "parameters"))
-    route = _resolve_route(structure, parameters, task)
+    path = router / (name if (router / name).is_file() else "config.json")
+    config = read_object(path)
+    structure, types, parameters = (_object(config, key, path) for key in ("structure", "types", "parameters"))
+    route = _resolve_route(structure, parameters, _object(parameters, "route_mappings", path), task)
     if route not in structure:
-        raise FormatError(
-            f"{router / name} has no route for a {task}; it has {', '.join(structure) or 'none'}"
-        )
-    return [(_kind(str(types.get(module)), router), _inside(router, module)) for module in structure[route]]
+        raise FormatError(f"{path} has no route for a {task}; it has {', '.join(structure) or 'none'}")
+    modules = structure[route]
+    if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
+        raise FormatError(f"{path}: the route {route!r} must be a list of module folders, not {modules!r:.60}")
+    return [(_kind(str(types.get(module)), router), _inside(router, module)) for module in modules]
 
 
-def _resolve_route(structure: Mapping[str, Any], parameters: Mapping[str, Any], task: str) -> str | None:
+def _resolve_route(
+    structure: Mapping[str, Any], parameters: Mapping[str, Any], mapped: Mapping[str, Any], task: str
+) -> str | None:
     """The route of a text, in sentence-transformers' order: mapped, named after task or modality, default."""
     mappings = {}
-    for key, route in (parameters.get("route_mappings") or {}).items():
+    for key, route in mapped.items():
         try:
             mappings[ast.literal_eval(key)] = route  # tuples are kept as their Python spelling
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError):
             continue  # skipped by sentence-transformers as well
     for key in ((task, "text"), (task, None), (None, "text"), (None, None)):
         if key in mappings:
             return str(mappings[key])
     for name in (task, "text", parameters.get("default_route")):
-        if name in structure:
-            return str(name)
+        if isinstance(name, str) and name in structure:
+            return name
     return None
 
 
@@ -255,13 +253,31 @@ def _inside(folder: Path, relative: str) -> Path:
 
 
 def _one_of(value: Any, known: tuple[str, ...], folder: Path, key: str) -> str:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise FormatError(f"{folder / 'config.json'}: {key} is {value!r}; known are {', '.join(known)}")
-    return str(value)
+    return value
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file."""
+def _length(value: Any, key: str, path: Path) -> int | None:
+    """A number of tokens or terms; None where there is no limit."""
+    if value is None:
+        return None
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    if not whole or value < 1:
+        raise FormatError(f"{path}: {key} must be a whole number of 1 or more, not {value!r:.60}")
+    return int(value)
+
+
+def _object(settings: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """A JSON object within another; empty where it is missing or null."""
+    value = settings.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise FormatError(f"{path}: {key} must be a JSON object, not {value!r:.60}")
+    return value or {}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file. Raises FormatError for anything else in it."""
     value = _read_json(path) if path.is_file() else {}
     if not isinstance(value, dict):
         raise FormatError(f"{path} must hold a JSON object")
@@ -271,7 +287,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except FileNotFoundError:
+        raise NotFoundError(f"{path} is missing") from None
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not valid JSON ({error})") from None
 
 
