@@ -13,6 +13,9 @@ import retrieval.cli
 import serving.cli
 from runtime.errors import LexpertError
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 app = typer.Typer(
     name="lexpert",
     no_args_is_help=True,
@@ -58,9 +61,10 @@ def main() -> None:
             raise
         print(f"lexpert: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("lexpert: stopped; what was committed stays", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("lexpert: stopped; what was committed before stays", file=sys.stderr)
+        raise
     except BrokenPipeError:
         # The reader of standard output has gone (`lexpert … | head`); that is not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
