@@ -85,9 +85,10 @@ class InferenceFreeEncoder(SparseEncoder):
                 f"{QUERY_SIDE_VERSION} is known here; update lexpert or save the encoder again"
             )
         route = TableRoute(folder, folder / WEIGHTS, str(own.get("prompt") or ""))
-        encoder = cls(route, None, own.get("max_active_dims"), str(own.get("fingerprint")))
+        limit = st_folder.length_in(own, "max_active_dims", folder / ENCODER_FILE)
+        encoder = cls(route, None, limit, str(own.get("fingerprint")))
         encoder._whole = own.get("source")
-        encoder._whole_options = own.get("options") or {}
+        encoder._whole_options = st_folder.object_in(own, "options", folder / ENCODER_FILE)
         if encoder._query_fingerprint != own.get("query_fingerprint"):
             raise FormatError(f"the query side in {folder} is not what was saved; save the encoder again")
         return encoder
@@ -223,13 +224,7 @@ def inference_free_from(documents: SpladeRoute, queries: TableRoute, **options: 
 
 def _read_own(folder: Path) -> dict[str, Any] | None:
     path = folder / ENCODER_FILE
-    if not path.is_file():
-        return None
-    try:
-        own = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{path} is not valid JSON ({error})") from None
-    return own if isinstance(own, dict) else None
+    return st_folder.read_object(path) if path.is_file() else None
 
 
 def _write_own(folder: Path, value: dict[str, Any]) -> None:

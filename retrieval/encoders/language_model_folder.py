@@ -78,6 +78,11 @@ def load_tokenizer(folder: Path, lower_case: bool, num_terms: int) -> Any:
             f"the tokenizer in {folder} has {len(tokenizer)} tokens for a model of {num_terms} terms; "
             "save the tokenizer that the model was trained with beside it"
         )
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise FormatError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length must be a number, "
+            f"not {tokenizer.model_max_length!r:.60}"
+        )
     if lower_case:
         from tokenizers.normalizers import Lowercase, Sequence
 

@@ -146,7 +146,7 @@ def _safetensors_weights(path: Path) -> NDArray[np.float32]:
                 return np.asarray(file.get_tensor("weight"), np.float32)
         with safe_open(path, framework="pt") as file:  # NumPy has no bfloat16
             return np.asarray(file.get_tensor("weight").float().numpy())
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last three for odd dtypes
         raise FormatError(f"the query weights {path} cannot be read ({error})") from None
 
 
@@ -157,6 +157,6 @@ def _json_weights(path: Path, tokens: dict[str, int]) -> NDArray[np.float32]:
         for token, weight in weights.items():
             if token in tokens:
                 table[tokens[token]] = weight
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FormatError(f"{path} must hold a JSON object of tokens and weights ({error})") from None
     return table

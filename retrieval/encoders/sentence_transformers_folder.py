@@ -76,13 +76,12 @@ def read_folder(folder: Path) -> SparseEncoderFolder:
         return SparseEncoderFolder(route, route)
     described = folder / "config_sentence_transformers.json"
     settings = read_object(described)
-    prompts = _object(settings, "prompts", described)
+    prompts = object_in(settings, "prompts", described)
     documents = _route(folder, "document", str(prompts.get("document") or ""))
     queries = _route(folder, "query", str(prompts.get("query") or ""))
     if isinstance(documents, TableRoute):
         raise FormatError(f"{folder} encodes documents by a table; only queries can be encoded so")
-    limit = settings.get("max_active_dims")
-    return SparseEncoderFolder(documents, queries, _length(limit, "max_active_dims", described))
+    return SparseEncoderFolder(documents, queries, length_in(settings, "max_active_dims", described))
 
 
 def has_query_table(folder: Path) -> bool:
@@ -120,15 +119,16 @@ def _route(folder: Path, task: str, prompt: str) -> Route:
 
 def _max_length(config: Mapping[str, Any], task: str, path: Path) -> int | None:
     """The most specific of the places where sentence-transformers keeps a limit of tokens."""
-    processing = _object(config, "processing_kwargs", path)
+    processing = object_in(config, "processing_kwargs", path)
     for settings, key in (
         (config, f"{task}_length"),
-        (_object(processing, "text", path), "max_length"),
-        (_object(processing, "common", path), "max_length"),
+        (object_in(processing, "text", path), "max_length"),
+        (object_in(processing, "common", path), "max_length"),
         (config, "max_seq_length"),
     ):
-        if settings.get(key) is not None:
-            return _length(settings[key], key, path)
+        limit = length_in(settings, key, path)
+        if limit is not None:
+            return limit
     return None
 
 
@@ -166,13 +166,17 @@ def _routed_modules(router: Path, task: str) -> list[tuple[str, Path]]:
     name = "router_config.json"
     path = router / (name if (router / name).is_file() else "config.json")
     config = read_object(path)
-    structure, types, parameters = (_object(config, key, path) for key in ("structure", "types", "parameters"))
-    route = _resolve_route(structure, parameters, _object(parameters, "route_mappings", path), task)
+    structure, types, parameters = (
+        object_in(config, key, path) for key in ("structure", "types", "parameters")
+    )
+    route = _resolve_route(structure, parameters, object_in(parameters, "route_mappings", path), task)
     if route not in structure:
         raise FormatError(f"{path} has no route for a {task}; it has {', '.join(structure) or 'none'}")
     modules = structure[route]
     if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
-        raise FormatError(f"{path}: the route {route!r} must be a list of module folders, not {modules!r:.60}")
+        raise FormatError(
+            f"{path}: the route {route!r} must be a list of module folders, not {modules!r:.60}"
+        )
     return [(_kind(str(types.get(module)), router), _inside(router, module)) for module in modules]
 
 
@@ -186,9 +190,9 @@ def _resolve_route(
             mappings[ast.literal_eval(key)] = route  # tuples are kept as their Python spelling
         except (ValueError, SyntaxError, TypeError, RecursionError):
             continue  # skipped by sentence-transformers as well
-    for key in ((task, "text"), (task, None), (None, "text"), (None, None)):
-        if key in mappings:
-            return str(mappings[key])
+    for mapping in ((task, "text"), (task, None), (None, "text"), (None, None)):
+        if mapping in mappings:
+            return str(mappings[mapping])
     for name in (task, "text", parameters.get("default_route")):
         if isinstance(name, str) and name in structure:
             return name
@@ -258,8 +262,9 @@ def _one_of(value: Any, known: tuple[str, ...], folder: Path, key: str) -> str:
     return value
 
 
-def _length(value: Any, key: str, path: Path) -> int | None:
-    """A number of tokens or terms; None where there is no limit."""
+def length_in(settings: Mapping[str, Any], key: str, path: Path) -> int | None:
+    """A number of tokens or terms; None where it is missing or null."""
+    value = settings.get(key)
     if value is None:
         return None
     whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
@@ -268,7 +273,7 @@ def _length(value: Any, key: str, path: Path) -> int | None:
     return int(value)
 
 
-def _object(settings: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+def object_in(settings: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     """A JSON object within another; empty where it is missing or null."""
     value = settings.get(key)
     if value is not None and not isinstance(value, dict):
