@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from retrieval.interop.text_lines import read_lines
+from retrieval.text_lines import read_lines
 from runtime.errors import InputError
 
 BEIR_HEADER = ("query-id", "corpus-id", "score")

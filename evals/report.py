@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.comparison import Comparison
 from evals.metrics import MEASURES, QueryMetrics
-from retrieval.interop.text_lines import read_lines
+from retrieval.text_lines import read_lines
 from runtime.errors import ConflictError, FormatError, InputError, NotFoundError
 
 if TYPE_CHECKING:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from retrieval.text_lines import not_utf_8, read_byte_lines
 from runtime.batches import batched_within
-from runtime.errors import InputError, NotFoundError
+from runtime.errors import InputError
 
 Document = Mapping[str, Any]
 """``{"_id": str, "title": str, "text": str, …}``; `title` may be missing, other keys are fields."""
-
-UTF_8_MARK = b"\xef\xbb\xbf"
 
 BATCH_DOCUMENTS = 2048
 BATCH_CHARACTERS = 1 << 22
@@ -62,32 +59,16 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
 
     Raises:
         NotFoundError: the file is missing.
-        InputError: a line is not UTF-8 or not JSON; names file and line.
+        InputError: a line is not UTF-8 or not JSON, or a .gz is damaged; names file and line.
     """
     import orjson
 
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing; give a JSONL file with one JSON object a line")
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-        for number, line in enumerate(_intact_lines(path, lines), start=1):
-            if number == 1:
-                line = line.removeprefix(UTF_8_MARK)
-            if not line.strip():
-                continue
-            try:
-                value = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: {_why_not_json(line, error)}") from None
-            yield f"{path}, line {number}", value
-
-
-def _intact_lines(path: Path, lines: Iterable[bytes]) -> Iterator[bytes]:
-    try:
-        yield from lines
-    except (EOFError, OSError, zlib.error) as error:
-        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-            raise
-        raise InputError(f"{path} is not a whole gzip file ({error}); compress it again") from None
+    for number, line in read_byte_lines(path, "a JSONL file with one JSON object a line"):
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: {_why_not_json(line, error)}") from None
+        yield f"{path}, line {number}", value
 
 
 def read_documents(path: Path) -> Iterator[Document]:
@@ -107,5 +88,5 @@ def _why_not_json(line: bytes, error: Exception) -> str:
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as damage:
-        return f"byte {damage.start + 1} is not UTF-8; re-encode the file as UTF-8"
+        return not_utf_8(damage)
     return f"not valid JSON ({error}); every line must hold one JSON object"

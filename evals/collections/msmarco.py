@@ -10,7 +10,7 @@ from evals.collections.collection import Collection, judged_queries
 from evals.qrels import read_qrels
 from retrieval.corpus import file_checksum
 from retrieval.documents import Document
-from retrieval.interop.text_lines import read_lines
+from retrieval.text_lines import read_lines
 from runtime.errors import InputError, NotFoundError, UsageError
 
 # split: (queries files, judgement files, lowest relevant grade). The names are those of the published

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.interop.text_lines import read_lines
+from retrieval.text_lines import read_lines
 from runtime.errors import InputError
 
 Ranking = list[tuple[str, float]]
