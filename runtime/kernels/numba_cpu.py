@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from runtime.kernels.bounds import check_bounds
 from runtime.kernels.reference import Ints, Numbers, Offsets, row_dtype, sum_dtype
 
 NO_CAPACITY = np.iinfo(np.int64).max
@@ -47,6 +48,7 @@ def coalesce(indptr: Offsets, units: Ints, weights: Numbers) -> tuple[Offsets, I
 
 def to_dense(indptr: Offsets, units: Ints, weights: Numbers, num_units: int) -> Numbers:
     _check_offsets(indptr, len(units))
+    check_bounds("units", units, num_units)
     dense = np.zeros((len(indptr) - 1, num_units), sum_dtype(weights))
     _to_dense(indptr, units, weights, dense)
     return dense
@@ -60,6 +62,7 @@ def top_k(scores: Numbers, k: int) -> tuple[Ints, Numbers]:
 
 
 def combine(values: Numbers, rows: Ints, weights: Numbers, num_rows: int) -> Numbers:
+    check_bounds("rows", rows, num_rows)
     combined = np.zeros((num_rows, values.shape[1]), values.dtype)
     _combine(values, rows, weights, combined)
     return combined
@@ -76,9 +79,19 @@ def score(
 ) -> Numbers:
     _check_offsets(indptr, len(units))
     _check_offsets(offsets, len(rows))
+    check_bounds("units", units, len(offsets) - 1)
     scores = np.zeros((len(indptr) - 1, num_rows), weights.dtype)
-    _score(indptr, units, weights, offsets, rows, impacts, scores)
+    bad = _score(indptr, units, weights, offsets, rows, impacts, scores)
+    if bad >= 0:
+        check_bounds("rows", rows[offsets[bad] : offsets[bad + 1]], num_rows)
     return scores
+
+
+def _unit_offsets(indptr: Offsets, units: Ints, num_units: int, capacity: int) -> Offsets:
+    _check_offsets(indptr, len(units))
+    check_bounds("units", units, num_units)
+    offsets: Offsets = _count_into_offsets(units, num_units, capacity)
+    return offsets
 
 
 @njit(nogil=True, cache=True)
@@ -101,12 +114,9 @@ def _check_offsets(offsets: Offsets, length: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _unit_offsets(indptr: Offsets, units: Ints, num_units: int, capacity: int) -> Offsets:
-    _check_offsets(indptr, len(units))
+def _count_into_offsets(units: Ints, num_units: int, capacity: int) -> Offsets:
     offsets = np.zeros(num_units + 1, np.int64)
     for unit in units:
-        if unit < 0 or unit >= num_units:
-            raise ValueError("a unit lies outside [0, num_units)")
         offsets[unit + 1] += 1
     for unit in range(num_units):
         offsets[unit + 1] = offsets[unit] + min(offsets[unit + 1], capacity)
@@ -169,8 +179,6 @@ def _to_dense(indptr: Offsets, units: Ints, weights: Numbers, dense: Numbers) ->
     for row in range(len(indptr) - 1):
         for place in range(indptr[row], indptr[row + 1]):
             unit = units[place]
-            if unit < 0 or unit >= dense.shape[1]:
-                raise ValueError("a unit lies outside [0, num_units)")
             dense[row, unit] += weights[place]
 
 
@@ -216,8 +224,6 @@ def _is_worse(scores: Numbers, unit: int, other: int) -> bool:
 def _combine(values: Numbers, rows: Ints, weights: Numbers, combined: Numbers) -> None:
     for entry in range(len(rows)):
         row, weight = rows[entry], weights[entry]
-        if row < 0 or row >= len(combined):
-            raise ValueError("a row lies outside [0, num_rows)")
         for column in range(values.shape[1]):
             combined[row, column] += weight * values[entry, column]
 
@@ -231,14 +237,14 @@ def _score(
     rows: Ints,
     impacts: Numbers,
     scores: Numbers,
-) -> None:
+) -> int:
+    """Only the rows that are followed are checked; the first unit with one out of range, or -1."""
     for query in range(len(indptr) - 1):
         for place in range(indptr[query], indptr[query + 1]):
             unit, weight = units[place], weights[place]
-            if unit < 0 or unit >= len(offsets) - 1:
-                raise ValueError("a unit lies outside [0, num_units)")
             for posting in range(offsets[unit], offsets[unit + 1]):
                 row = rows[posting]
                 if row < 0 or row >= scores.shape[1]:
-                    raise ValueError("a row lies outside [0, num_rows)")
+                    return unit
                 scores[query, row] += weight * impacts[posting]
+    return -1

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.kernels.bounds import check_bounds, check_offsets
+
 Ints = NDArray[np.integer[Any]]
 Offsets = NDArray[np.int64]
 Numbers = NDArray[Any]
@@ -53,14 +55,20 @@ def transpose(
 
 
 def invert_permutation(permutation: Offsets, nnz: int) -> Offsets:
-    """Where each of the `nnz` places went, int64 ``[nnz]``; -1 for those that `permutation` leaves out."""
+    """Where each of the `nnz` places went, int64 ``[nnz]``; -1 for those that `permutation` leaves out.
+
+    Raises:
+        ValueError: a place is outside ``[0, nnz)``.
+    """
+    check_bounds("places", permutation, nnz)
     inverse = np.full(nnz, -1, np.int64)
     inverse[permutation] = np.arange(len(permutation))
     return inverse
 
 
 def is_coalesced(indptr: Offsets, units: Ints) -> bool:
-    """Whether the units of every row ascend strictly."""
+    """Whether the units of every row ascend strictly; ValueError if `indptr` decreases."""
+    check_offsets(indptr)
     ascends = units[1:] > units[:-1]
     # A row that begins inside the array need not continue the ascent of the row before.
     begins = indptr[(indptr > 0) & (indptr < len(units))]
@@ -69,7 +77,12 @@ def is_coalesced(indptr: Offsets, units: Ints) -> bool:
 
 
 def coalesce(indptr: Offsets, units: Ints, weights: Numbers) -> tuple[Offsets, Ints, Numbers]:
-    """Sort each row by unit; equal units become one with the sum of their weights, added in order."""
+    """Sort each row by unit; equal units become one with the sum of their weights, added in order.
+
+    Raises:
+        ValueError: `indptr` decreases.
+    """
+    check_offsets(indptr)
     rows = rows_of_nonzeros(indptr, units)
     order = np.lexsort((units, rows))
     rows, units, weights = rows[order], units[order], weights[order]
@@ -95,7 +108,13 @@ def from_mask(dense: Numbers, mask: NDArray[np.bool_]) -> tuple[Offsets, Ints, N
 
 
 def take_rows(indptr: Offsets, units: Ints, weights: Numbers, rows: Any) -> tuple[Offsets, Ints, Numbers]:
-    """CSR of the rows that an index array or a mask names, in its order."""
+    """CSR of the rows that an index array or a mask names, in its order; negative rows count from the end.
+
+    Raises:
+        IndexError: a row that is not there, or a mask of another length.
+        ValueError: `indptr` decreases.
+    """
+    check_offsets(indptr)
     rows = np.asarray(rows)
     lengths = np.diff(indptr)[rows]
     taken = offsets_of(lengths)
@@ -144,7 +163,11 @@ def combine(values: Numbers, rows: Ints, weights: Numbers, num_rows: int) -> Num
         rows: ``[entries]``.
         weights: ``[entries]``, of the dtype of `values`.
         num_rows: rows of the result.
+
+    Raises:
+        ValueError: a row is outside ``[0, num_rows)``.
     """
+    check_bounds("rows", rows, num_rows)
     combined = np.zeros((num_rows, values.shape[1]), values.dtype)
     np.add.at(combined, rows, weights[:, None] * values)
     return combined
@@ -157,7 +180,11 @@ def grouped_matmul(values: Numbers, offsets: Offsets, matrices: Numbers) -> Numb
         values: ``[entries, in]``, group by group.
         offsets: int64 ``[groups + 1]``.
         matrices: ``[groups, in, out]``.
+
+    Raises:
+        ValueError: offsets decrease.
     """
+    check_offsets(offsets)
     result = np.empty((len(values), matrices.shape[2]), np.result_type(values, matrices))
     for group, matrix in enumerate(matrices):
         entries = slice(offsets[group], offsets[group + 1])
@@ -180,21 +207,27 @@ def score(
         indptr, units, weights: the queries, CSR.
         offsets, rows, impacts: the postings of each unit, CSR; `impacts` of the dtype of `weights`.
         num_rows: number of documents.
+
+    Raises:
+        ValueError: a unit is outside ``[0, len(offsets) - 1)``, the row of a posting of these units is outside
+            ``[0, num_rows)``, or offsets decrease.
     """
+    check_offsets(indptr)
+    check_offsets(offsets)
+    check_bounds("units", units, len(offsets) - 1)
     scores = np.zeros((len(indptr) - 1, num_rows), weights.dtype)
     for query in range(len(indptr) - 1):
         for place in range(indptr[query], indptr[query + 1]):
             postings = slice(offsets[units[place]], offsets[units[place] + 1])
+            check_bounds("rows", rows[postings], num_rows)
             np.add.at(scores[query], rows[postings], weights[place] * impacts[postings])
     return scores
 
 
 def count_units(indptr: Offsets, units: Ints, num_units: int) -> Offsets:
     """How often each unit occurs, int64 ``[num_units]``; refuses arrays that are not what they claim."""
-    if np.any(indptr[1:] < indptr[:-1]):
-        raise ValueError("indptr must not decrease")
-    if len(units) and not 0 <= units.min() <= units.max() < num_units:
-        raise ValueError(f"units run from {units.min()} to {units.max()}, but must lie in [0, {num_units})")
+    check_offsets(indptr)
+    check_bounds("units", units, num_units)
     return np.bincount(units, minlength=num_units).astype(np.int64, copy=False)
 
 

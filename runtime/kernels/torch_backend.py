@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.kernels.bounds import check_bounds, check_offsets
+
 
 def dispatch(
     indptr: Tensor, units: Tensor, num_units: int, capacity: int | None = None
@@ -32,28 +34,27 @@ def transpose(
 
 
 def invert_permutation(permutation: Tensor, nnz: int) -> Tensor:
+    check_bounds("places", permutation, nnz)
     inverse = permutation.new_full((nnz,), -1)
     inverse[permutation] = torch.arange(len(permutation), device=permutation.device)
     return inverse
 
 
 def count_units(indptr: Tensor, units: Tensor, num_units: int) -> Tensor:
-    if bool((indptr[1:] < indptr[:-1]).any()):
-        raise ValueError("indptr must not decrease")
-    if len(units):
-        lowest, highest = (int(bound) for bound in units.aminmax())
-        if not 0 <= lowest <= highest < num_units:
-            raise ValueError(f"units run from {lowest} to {highest}, but must lie in [0, {num_units})")
+    check_offsets(indptr)
+    check_bounds("units", units, num_units)
     return torch.bincount(units, minlength=num_units)
 
 
 def is_coalesced(indptr: Tensor, units: Tensor) -> bool:
+    check_offsets(indptr)
     ascends = units[1:] > units[:-1]
     ascends[indptr[(indptr > 0) & (indptr < len(units))] - 1] = True
     return bool(ascends.all())
 
 
 def coalesce(indptr: Tensor, units: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    check_offsets(indptr)
     rows = rows_of_nonzeros(indptr, units)
     order = torch.argsort(units, stable=True)
     order = order[torch.argsort(rows[order], stable=True)]
@@ -85,7 +86,16 @@ def from_mask(dense: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def take_rows(indptr: Tensor, units: Tensor, weights: Tensor, rows: Any) -> tuple[Tensor, Tensor, Tensor]:
+    check_offsets(indptr)
     rows = torch.as_tensor(rows, device=indptr.device)
+    num_rows = len(indptr) - 1
+    if (
+        rows.dtype != torch.bool
+        and len(rows)
+        and not -num_rows <= int(rows.min()) <= int(rows.max()) < num_rows
+    ):
+        # said here, because a GPU would end the process instead
+        raise IndexError(f"rows from {int(rows.min())} to {int(rows.max())} of a batch of {num_rows}")
     lengths = indptr.diff()[rows]
     taken = offsets_of(lengths)
     shift = indptr[:-1][rows] - taken[:-1]
@@ -114,11 +124,13 @@ def top_p(scores: Tensor, p: float) -> Tensor:
 
 
 def combine(values: Tensor, rows: Tensor, weights: Tensor, num_rows: int) -> Tensor:
+    check_bounds("rows", rows, num_rows)
     combined = values.new_zeros((num_rows, values.shape[1]))
     return combined.index_add(0, rows, weights[:, None] * values)
 
 
 def grouped_matmul(values: Tensor, offsets: Tensor, matrices: Tensor) -> Tensor:
+    check_offsets(offsets)
     bounds = pairwise(offsets.tolist())
     pieces = [
         values[start:end] @ matrix
@@ -137,7 +149,10 @@ def score(
     impacts: Tensor,
     num_rows: int,
 ) -> Tensor:
+    check_offsets(indptr)
+    check_bounds("units", units, len(offsets) - 1)
     taken, documents, impacts = take_rows(offsets, rows, impacts, units)
+    check_bounds("rows", documents, num_rows)
     lengths = taken.diff()
     queries = rows_of_nonzeros(indptr, units).long().repeat_interleave(lengths)
     scores = weights.new_zeros((len(indptr) - 1) * num_rows)
