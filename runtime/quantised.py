@@ -11,6 +11,7 @@ from runtime.activations import Array, SparseActivations, is_tensor
 from runtime.errors import InputError
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -62,7 +63,7 @@ def quantise(activations: SparseActivations) -> QuantisedActivations:
     """Round the weights of a batch to 8 bits, halves to even.
 
     Raises:
-        InputError: a weight is NaN or infinite.
+        InputError: a weight is NaN, infinite, or beyond the range of float32, in which codes are read again.
     """
     weights: Any = activations.weights
     if is_tensor(weights):
@@ -75,13 +76,20 @@ def quantise(activations: SparseActivations) -> QuantisedActivations:
         library = np
         weights = weights if weights.dtype == np.float64 else weights.astype(np.float32, copy=False)
     lowest, highest = (float(weights.min()), float(weights.max())) if len(weights) else (0.0, 0.0)
-    if not np.isfinite([lowest, highest]).all():
-        raise InputError(f"weights from {lowest} to {highest} cannot be quantised; they must be finite")
+    if not max(-lowest, highest) <= LARGEST_WEIGHT:  # false for NaN as well
+        raise InputError(
+            f"weights from {lowest} to {highest} cannot be quantised; they must be finite and at most "
+            f"{LARGEST_WEIGHT:.3g}, the largest float32"
+        )
     largest, dtype = (255, library.uint8) if lowest >= 0 else (127, library.int8)
     scale = max(highest, -lowest) / largest
     if scale < SMALLEST_SCALE:
         # Below it float32 loses precision or underflows, and weights this small may as well be 0.
         scale = 1.0
+    if scale * largest > LARGEST_WEIGHT or float(np.float32(scale)) * largest > LARGEST_WEIGHT:
+        scale = float(
+            np.nextafter(np.float32(scale), np.float32(0))
+        )  # else the largest code would be infinite
     codes = (weights / scale).round().clip(-largest, largest)
     codes = codes.to(dtype) if is_tensor(codes) else codes.astype(dtype)
     return QuantisedActivations(activations.indptr, activations.units, codes, scale, activations.num_units)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from runtime.activations import SparseActivations
 from runtime.errors import InputError
 
-FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def one_row(weights: list[float], dtype: type[np.floating] = np.float32) -> SparseActivations:
@@ -59,3 +60,22 @@ def test_quantising_shares_units_and_offsets() -> None:
 def test_weights_that_are_not_finite_are_refused(weight: float) -> None:
     with pytest.raises(InputError, match="finite"):
         one_row([1.0, weight]).quantise()
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("weight", [1e300, -1e300, LARGEST * 1.0000001])
+def test_weights_beyond_float32_are_refused(library: str, weight: float) -> None:
+    batch = one_row([1.0, weight], np.float64)
+    with pytest.raises(InputError, match="the largest float32"):
+        (batch.torch() if library == "torch" else batch).quantise()
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weights", [[LARGEST], [-LARGEST], [LARGEST, -LARGEST, 0.0]])
+def test_the_largest_weight_stays_finite(
+    library: str, dtype: type[np.floating], weights: list[float]
+) -> None:
+    batch = one_row(weights, dtype)
+    restored = (batch.torch() if library == "torch" else batch).quantise().dequantise().numpy().weights
+    np.testing.assert_allclose(restored, weights, rtol=1e-6)
