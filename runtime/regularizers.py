@@ -88,12 +88,20 @@ def z_loss(logits: Array) -> Array:
     """``mean_i (log Σ_j exp x_ij)²``, which keeps a router's logits small (Zoph et al. 2022, ST-MoE, eq. 5).
 
     Args:
-        logits: ``[rows, units]`` before the softmax.
+        logits: ``[rows, units]`` before the softmax, of one unit or more. No rows give 0; a row whose units are
+            all -∞, or one of them ∞, gives ∞.
+
+    Raises:
+        UsageError: there are no units, so that there is nothing to add up.
     """
+    if logits.ndim != 2 or not logits.shape[1]:
+        raise UsageError(f"z-loss needs logits [rows, units] of 1 unit or more, not {tuple(logits.shape)}")
     if is_tensor(logits):
         return logits.logsumexp(1).square().sum() / max(len(logits), 1)
     highest: NDArray[Any] = np.max(logits, 1, keepdims=True)
-    normaliser = highest[:, 0] + np.log(np.exp(logits - highest).sum(1))
+    highest[~np.isfinite(highest)] = 0  # ∞ - ∞ has no value
+    with np.errstate(divide="ignore"):  # log 0 is -∞
+        normaliser = highest[:, 0] + np.log(np.exp(logits - highest).sum(1))
     loss: Array = np.square(normaliser).sum() / max(len(logits), 1)
     return loss
 

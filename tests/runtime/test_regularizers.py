@@ -71,6 +71,33 @@ def test_z_loss_survives_large_logits() -> None:
     assert on_both(z_loss, np.array([[1000.0, 1000.0]])) == pytest.approx((1000 + np.log(2)) ** 2)
 
 
+@pytest.mark.parametrize("shape", [(3, 0), (0, 0), (4,)])
+def test_z_loss_needs_units(shape: tuple[int, ...]) -> None:
+    for logits in (np.zeros(shape), torch.zeros(shape)):
+        with pytest.raises(UsageError, match="1 unit or more"):
+            z_loss(logits)
+
+
+def test_z_loss_of_no_rows_is_zero() -> None:
+    assert on_both(z_loss, np.zeros((0, 3))) == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([-np.inf, -np.inf], np.inf),
+        ([-np.inf, 2.0], 4.0),
+        ([np.inf, 0.0], np.inf),
+        ([np.inf, -np.inf], np.inf),
+        ([np.nan, 0.0], np.nan),
+    ],
+)
+def test_z_loss_of_infinite_logits_is_its_limit(row: list[float], expected: float) -> None:
+    assert on_both(z_loss, np.array([row])) == pytest.approx(expected, nan_ok=True)
+    assert on_both(z_loss, np.array([row, [0.0, -np.inf]])) == pytest.approx(expected / 2, nan_ok=True)
+
+
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_load_balance_is_one_when_even_for_any_k(k: int) -> None:
     chosen = (np.arange(4)[:, None] + np.arange(k)) % 4
