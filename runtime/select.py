@@ -25,8 +25,8 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UsageError(f"top-k needs a k of 1 or more, not {self.k}")
+        if not isinstance(self.k, int | np.integer) or isinstance(self.k, bool) or self.k < 1:
+            raise UsageError(f"top-k needs a whole k of 1 or more, not {self.k!r}")
 
     def __call__(self, scores: Array) -> SparseActivations:
         units, kept = self._of_tile(scores)
@@ -132,7 +132,7 @@ class OutputMagnitude:
             import torch
 
             norms = torch.as_tensor(norms, device=scores.device)
-        return SparseActivations.from_mask(scores, (abs(scores) * norms >= self.epsilon) & (scores != 0))
+        return SparseActivations.from_mask(scores, (abs(scores * norms) >= self.epsilon) & (scores != 0))
 
 
 def _check_scores(scores: Any) -> None:

@@ -107,9 +107,10 @@ def take_rows(indptr: Tensor, units: Tensor, weights: Tensor, rows: Any) -> tupl
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k == 0:
         return scores[:, :0].int(), scores[:, :0]
-    # torch.topk breaks ties as it likes, so it only says what the k-th score is.
-    kth = torch.topk(scores.detach(), k, dim=1).values[:, -1:]
-    above, tied = scores > kth, scores == kth
+    # torch.topk breaks ties as it likes, so it only says what the k-th score is. It does not take booleans.
+    ordered = scores.byte() if scores.dtype == torch.bool else scores.detach()
+    kth = torch.topk(ordered, k, dim=1).values[:, -1:]
+    above, tied = ordered > kth, ordered == kth
     room = k - above.sum(1, keepdim=True)
     kept = above | (tied & (tied.cumsum(1) <= room))
     units = kept.nonzero()[:, 1].reshape(len(scores), k)

@@ -65,6 +65,22 @@ def test_top_k_is_the_same_on_every_backend(backend: str, scores: NDArray[Any], 
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        (TopK(2), [[1, 3], [0, 1], [0, 1]]),
+        (TopK(np.int64(4)), [[0, 1, 2, 3]] * 3),
+        (Threshold(0.5), [[1, 3], [], [0, 1, 2, 3]]),
+        (TopP(0.5), [[1], [], [0, 1]]),
+        (OutputMagnitude(1.0, np.array([1, 1, 1, 0.5], np.float32)), [[1], [], [0, 1, 2]]),
+    ],
+)
+def test_booleans_are_scores_of_0_and_1(library: str, selector: Any, expected: list[list[int]]) -> None:
+    scores = np.array([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+    assert units_of(select(selector, scores, library)) == expected
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 @given(scores=signed, k=st.integers(1, 6), width=st.integers(1, 4))
 def test_top_k_over_tiles_equals_top_k_of_the_whole(
     library: str, scores: NDArray[Any], k: int, width: int
@@ -146,6 +162,10 @@ def test_top_p_refuses_negative_masses(library: str) -> None:
     "build",
     [
         lambda: TopK(0),
+        lambda: TopK(2.5),
+        lambda: TopK(2.0),
+        lambda: TopK(True),
+        lambda: TopK("2"),
         lambda: TopP(0.0),
         lambda: TopP(1.1),
         lambda: TopP(float("nan")),
