@@ -16,21 +16,22 @@ from serving.asgi import Application
 from serving.catalogue import check_indexes
 from serving.configuration import HOST, ServerConfiguration
 from serving.log import last_error, log_to_file, relayed
+from serving.ports import choose_port
+from serving.private_folder import private_folder
 from serving.ray_environment import (
-    choose_port,
     environment,
     keep_replica_on_loopback,
-    listens_on_loopback_only,
-    private_folder,
     ray_settings,
+    require_loopback_only,
     require_ray,
 )
 
 APPLICATION = "lexpert"
 
-MAX_ONGOING_REQUESTS = 128
+MAX_ONGOING_REQUESTS = 4096
 MAX_QUEUED_REQUESTS = 1024
-"""Beyond these, requests are refused at once with 429 instead of waiting without end."""
+"""Ray's own limits, beyond which it answers 429 itself. The API refuses work earlier (`Limits.max_in_hand`), so that
+a server with all the work that it can take still says how it is."""
 
 OBJECT_STORE_BYTES = 96 << 20
 """Nearly the least that Ray takes; requests and answers never pass through its object store."""
@@ -60,7 +61,7 @@ def running(configuration: ServerConfiguration, log: TextIO | None = None) -> It
     require_ray()
     check_indexes(configuration.indexes)
     port = choose_port(configuration.port)
-    with private_folder() as folder, environment(ray_settings(folder)):
+    with private_folder() as folder, environment(ray_settings(folder, configuration.limits)):
         log_file = folder / "server.log"
         log_file.touch()
         with relayed(log_file, log or sys.stderr), _ray(folder):
@@ -74,11 +75,9 @@ def _ray(folder: Path) -> Iterator[None]:
     import ray
     from ray import serve
 
-    if ray.is_initialized() or not listens_on_loopback_only():
-        raise ConflictError(
-            "this process has imported Ray already, with other settings than the server's; "
-            "start the server from a process that has not"
-        )
+    require_loopback_only()
+    if ray.is_initialized():
+        raise ConflictError("this process runs Ray already; start the server from a process that does not")
     quiet = [logging.getLogger(name) for name in ("ray", "ray.serve")]
     levels = [each.level for each in quiet]
     try:
@@ -109,6 +108,7 @@ def _deploy(configuration: ServerConfiguration, port: int, log_file: Path) -> No
         LexpertError: it did not start; says why where the replica could say it.
     """
     from ray import serve
+    from ray.serve.config import BackpressureConfig
     from ray.serve.schema import LoggingConfig
 
     logging_config = LoggingConfig(enable_access_log=False, log_level="ERROR")
@@ -116,6 +116,7 @@ def _deploy(configuration: ServerConfiguration, port: int, log_file: Path) -> No
         name="api",
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_queued_requests=MAX_QUEUED_REQUESTS,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.2,

@@ -20,6 +20,7 @@ TYPES = {
     422: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
+    501: "invalid_request_error",
     502: "server_error",
     503: "unavailable_error",
     504: "timeout_error",
@@ -71,15 +72,6 @@ def error_body(
             }
         }
     )
-
-
-SERVICE_DOWN = (
-    "503 Service Unavailable",
-    error_body(503, "not_ready", "the server is starting or restarting; try again shortly"),
-)
-"""Status and body for the proxy to answer with while nothing stands behind it."""
-
-SERVICE_SLOW = ("504 Gateway Timeout", error_body(504, "timeout", "the server did not answer in time"))
 
 
 def internal_error() -> ApiError:

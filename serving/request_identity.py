@@ -20,10 +20,16 @@ REQUEST_ID = b"x-request-id"
 USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 SERVE_ANSWERS = {
+    400: ("malformed_request", "this is not HTTP"),
+    404: ("route_not_found", "there is no such path on this server"),
     408: ("timeout", "the request took longer than this server allows"),
     429: ("overloaded", "the server has as many requests waiting as it takes; try again later"),
     503: ("not_ready", "the server is not ready; try again shortly"),
 }
+
+
+SERVE_OPTIONS = {b"x-request-timeout-seconds", b"x-request-disconnect-disabled"}
+"""Request headers by which a client could change how Serve treats its request; the API has no such options."""
 
 
 class RequestIdentity:
@@ -33,12 +39,15 @@ class RequestIdentity:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         request_id = usable_request_id(scope["headers"])
+        if scope["type"] == "websocket":
+            await refuse_websocket(scope, send, request_id)
+            return
         scope["headers"] = [
-            *((name, value) for name, value in scope["headers"] if name != REQUEST_ID),
+            *((name, value) for name, value in scope["headers"] if name not in {REQUEST_ID, *SERVE_OPTIONS}),
             (REQUEST_ID, request_id),
         ]
         answer = _Answer(request_id, send)
@@ -68,6 +77,8 @@ class _Answer:
         code, text = SERVE_ANSWERS.get(status, ("internal_error", "the server failed on this request"))
         body = error_body(status, code, text, request_id=self._request_id.decode())
         kept = [(name, value) for name, value in headers if name.lower() == b"retry-after"]
+        if status in (429, 503) and not kept:
+            kept = [(b"retry-after", b"1")]
         await self._send(
             {
                 "type": "http.response.start",
@@ -81,6 +92,18 @@ class _Answer:
             }
         )
         await self._send({"type": "http.response.body", "body": body})
+
+
+async def refuse_websocket(scope: Scope, send: Send, request_id: bytes) -> None:
+    """There is nothing here that a websocket could connect to."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    message = "there is no websocket on this server"
+    body = error_body(404, "route_not_found", message, request_id=request_id.decode())
+    headers = [(b"content-type", b"application/json"), (REQUEST_ID, request_id)]
+    await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
 
 
 def usable_request_id(headers: list[Header]) -> bytes:

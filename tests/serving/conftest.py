@@ -20,7 +20,7 @@ from serving.api import Api
 from serving.configuration import Limits, ServerConfiguration
 from serving.request_identity import RequestIdentity
 
-LIMITS = Limits(max_body_bytes=100_000, max_k=1000, max_queries=64, max_inputs=64)
+LIMITS = Limits(max_body_bytes=100_000, max_k=1000, max_queries=64, max_inputs=64, body_timeout_s=3)
 
 
 def documents() -> Iterator[dict[str, Any]]:

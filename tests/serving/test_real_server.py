@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 
 import httpx
 import psutil
@@ -20,6 +22,8 @@ import pytest
 from retrieval import SparseIndex
 from serving.application import RunningServer, running
 from serving.configuration import ServerConfiguration
+from serving.haproxy import usable_haproxy
+from serving.private_folder import LONGEST_BASE
 
 # Not importorskip: Ray must be imported by the server, after its settings are made.
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the serving extra")
@@ -97,6 +101,83 @@ def test_a_request_id_goes_there_and_back_once(client: httpx.Client) -> None:
     assert re.fullmatch("[0-9a-f]{32}", made)
 
 
+BEHIND_HAPROXY = pytest.mark.skipif(usable_haproxy() is None, reason="needs HAProxy")
+
+
+def exchange(server: RunningServer, request: bytes) -> httpx.Response:
+    """Send bytes that no client library would, and read the answer."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(request)
+        return read_answer(connection)
+
+
+def read_answer(connection: socket.socket) -> httpx.Response:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(65536)
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = httpx.Headers([tuple(line.split(": ", 1)) for line in lines])  # type: ignore[misc]
+    while len(body) < int(headers["content-length"]):
+        body += connection.recv(65536)
+    return httpx.Response(int(status.split()[1]), headers=headers, content=body)
+
+
+def assert_refused(response: httpx.Response, status: int, code: str) -> None:
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
+    error = response.json()["error"]
+    assert error["code"] == code
+    assert response.headers.get_list("x-request-id") == [error["request_id"]]
+
+
+@BEHIND_HAPROXY
+@pytest.mark.parametrize(
+    ("start", "status", "code"),
+    [
+        ("FOO /health HTTP/1.1", 501, "method_not_implemented"),
+        ("GET /-/healthz HTTP/1.1", 404, "route_not_found"),
+        ("GET /-/routes HTTP/1.1", 404, "route_not_found"),
+        ("GET /-/Healthz HTTP/1.1", 404, "route_not_found"),
+        (
+            "GET /ws HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13",
+            404,
+            "route_not_found",
+        ),
+    ],
+)
+def test_what_the_proxy_refuses_has_our_shape(
+    server: RunningServer, start: str, status: int, code: str
+) -> None:
+    assert_refused(exchange(server, f"{start}\r\nhost: x\r\n\r\n".encode()), status, code)
+    hostile = exchange(server, f'{start}\r\nhost: x\r\nx-request-id: a"%[x]\\\r\n\r\n'.encode())
+    assert_refused(hostile, status, code)
+    assert hostile.headers["x-request-id"] == 'a"%[x]\\'
+
+
+@BEHIND_HAPROXY
+def test_clients_that_do_not_end_their_bodies_hold_nobody_up(
+    server: RunningServer, client: httpx.Client
+) -> None:
+    """Half of them send more than the proxy keeps, so that they get as far as the replica."""
+    head = (
+        b"POST /v1/indexes/docs/search HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: 99000\r\n\r\n"
+    )
+    unfinished = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(140)]
+    for place, connection in enumerate(unfinished):
+        connection.sendall(head + b" " * (1 if place % 2 else 50_000))
+    assert client.get("/health").status_code == 200
+    assert client.post("/v1/indexes/docs/search", json={"query": "file"}).status_code == 200
+    unfinished[0].setblocking(False)
+    with pytest.raises(BlockingIOError):
+        unfinished[0].recv(1)  # so these were answered while the others waited
+    unfinished[0].settimeout(30)
+    for connection in unfinished:
+        assert_refused(read_answer(connection), 408, "timeout")
+        connection.close()
+
+
 def test_simultaneous_requests_get_what_the_library_gives(client: httpx.Client, index: SparseIndex) -> None:
     words = sorted(
         {
@@ -132,16 +213,25 @@ def test_nothing_listens_beyond_this_machine(server: RunningServer) -> None:
         (process.name(), connection.laddr.ip, connection.laddr.port)
         for process in psutil.Process().children(recursive=True)
         for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
+        if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
     ]
     assert server.port in {port for _, _, port in listening}
     assert [each for each in listening if not each[1].startswith(LOOPBACK)] == []
 
 
-def test_the_command_serves_until_sigterm_and_leaves_no_process(index_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def longest_base() -> Iterator[Path]:
+    """A temporary folder with as long a name as leaves room for the names of sockets."""
+    base = mkdtemp(prefix="x", dir="/tmp")
+    assert len(base) == LONGEST_BASE
+    yield Path(base)
+    Path(base).rmdir()  # fails if anything is left
+
+
+def test_the_command_serves_until_sigterm_and_leaves_nothing(index_folder: Path, longest_base: Path) -> None:
     command = [sys.executable, "-m", "lexpert", "serve", "--index", f"docs={index_folder}", "--port", "0"]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = {**inherited, "TMPDIR": str(tmp_path)}
+    environment = {**inherited, "TMPDIR": str(longest_base)}
     served = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -5,6 +5,9 @@ import io
 import os
 import socket
 import stat
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,12 @@ from serving.api import Api
 from serving.application import running
 from serving.catalogue import Catalogue, check_indexes
 from serving.cli import configure
-from serving.configuration import ServerConfiguration
+from serving.configuration import Limits, ServerConfiguration
+from serving.haproxy import haproxy_settings, usable_haproxy
 from serving.log import last_error, relayed
-from serving.ray_environment import (
-    choose_port,
-    environment,
-    haproxy_settings,
-    private_folder,
-    ray_settings,
-    usable_haproxy,
-)
+from serving.ports import choose_port
+from serving.private_folder import LONGEST_BASE, private_folder
+from serving.ray_environment import environment, ray_settings
 from serving.request_identity import RequestIdentity
 
 
@@ -117,6 +116,49 @@ def test_answers_that_are_not_ours_get_our_shape() -> None:
     assert b'"request_id":"mine"' in body["body"]
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_answer_that_asks_to_come_back_says_when(status: int) -> None:
+    async def refuse(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(RequestIdentity(refuse)({"type": "http", "headers": []}, None, send))  # type: ignore[arg-type]
+    assert dict(sent[0]["headers"])[b"retry-after"] == b"1"
+
+
+@pytest.mark.parametrize("can_answer", [True, False])
+def test_a_websocket_is_refused(can_answer: bool) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    extensions = {"websocket.http.response": {}} if can_answer else {}
+    scope = {"type": "websocket", "headers": [(b"x-request-id", b"mine")], "extensions": extensions}
+    asyncio.run(RequestIdentity(None)(scope, None, send))  # type: ignore[arg-type]
+    if can_answer:
+        assert (sent[0]["status"], dict(sent[0]["headers"])[b"x-request-id"]) == (404, b"mine")
+        assert b'"request_id":"mine"' in sent[1]["body"]
+    else:
+        assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_no_header_changes_how_serve_treats_a_request() -> None:
+    seen: list[Any] = []
+
+    async def look(scope: Any, _receive: Any, _send: Any) -> None:
+        seen.extend(name for name, _ in scope["headers"])
+
+    headers = [(b"x-request-timeout-seconds", b"1"), (b"x-request-disconnect-disabled", b"1"), (b"a", b"b")]
+    asyncio.run(RequestIdentity(look)({"type": "http", "headers": headers}, None, None))  # type: ignore[arg-type]
+    assert seen == [b"a", b"x-request-id"]
+
+
 def test_two_encoders_of_one_name_are_told_apart_by_index(index_folder: Path, tmp_path: Path) -> None:
     from retrieval import IndexWriter, SparseEncoder
 
@@ -195,11 +237,20 @@ def test_a_configuration_refuses_what_it_does_not_know() -> None:
 
 def test_the_private_folder_and_the_token_are_for_this_user_alone() -> None:
     with private_folder() as folder:
-        ray_settings(folder)
+        ray_settings(folder, Limits())
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
         assert len((folder / "token").read_text()) == 64
     assert not folder.exists()
+
+
+def test_a_temporary_folder_with_a_long_name_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert len(str(tmp_path)) > LONGEST_BASE
+    with private_folder() as folder:
+        assert folder.parent == Path("/tmp")
 
 
 def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,32 +272,80 @@ def test_without_a_usable_haproxy_the_python_proxy_is_taken_and_the_log_says_so(
     broken.chmod(0o700)
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(broken))
     assert usable_haproxy() is None
-    settings = ray_settings(tmp_path)
+    settings = ray_settings(tmp_path, Limits())
     assert settings["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
     assert len(caplog.records) == 1
     assert "Python proxy" in caplog.text
 
 
-def test_the_launcher_closes_what_ray_leaves_open(tmp_path: Path) -> None:
-    import subprocess
-
-    settings = haproxy_settings(tmp_path / "proxy", "/bin/echo")
+def test_the_launcher_completes_what_ray_writes(tmp_path: Path) -> None:
+    settings = haproxy_settings(tmp_path, "/bin/echo", Limits(body_timeout_s=2.5))
     configuration = tmp_path / "haproxy.cfg"
     configuration.write_text(
-        "    stats socket /x/a.sock mode 666 level admin\n    errorfile 503 /x/500.http\n"
-        "frontend prometheus\n    bind :9101\nfrontend http\n    bind 127.0.0.1:8000\n"
+        "global\n    log 127.0.0.1:514 local0 info\n    stats socket /x/a.sock mode 666 level admin\n"
+        "defaults\n    mode http\n    timeout http-request 9s\n    errorfile 503 /x/500.http\n"
+        "frontend prometheus\n    bind :9101\nfrontend http_frontend\n    bind 127.0.0.1:8000\n"
+        "    http-request return status 200 if { path /-/healthz }\n"
+        "    default_backend default_backend\n"
+        "backend default_backend\n    http-request return status 404\n"
+        "backend other\n    http-request return status 404\n"
         "listen stats\n  bind *:8404\n"
     )
     launcher = str(settings["RAY_SERVE_HAPROXY_BINARY_PATH"])
-    ran = subprocess.run(
-        [launcher, "-db", "-f", str(configuration)], capture_output=True, text=True, check=True
-    )
-    assert ran.stdout == f"-db -f {configuration}\n"
-    assert configuration.read_text() == (
-        f"    stats socket /x/a.sock mode 600 level admin\n    errorfile 503 {tmp_path}/proxy/503.http\n"
-        "frontend prometheus\n    bind 127.0.0.1:9101\nfrontend http\n    bind 127.0.0.1:8000\n"
-        "listen stats\n  bind 127.0.0.1:8404\n"
-    )
+    for _ in range(2):  # the second time there is nothing left to do
+        ran = subprocess.run(
+            [launcher, "-db", "-f", str(configuration)], capture_output=True, text=True, check=True
+        )
+        assert ran.stdout == f"-db -f {configuration}\n"
+    lines = [line.strip() for line in configuration.read_text().splitlines()]
+    assert not [line for line in lines if line.startswith(("log ", "errorfile ")) or "666" in line]
+    assert [line for line in lines if line.startswith("bind ")] == [
+        "bind 127.0.0.1:9101",
+        "bind 127.0.0.1:8000",
+        "bind 127.0.0.1:8404",
+    ]
+    assert [line for line in lines if line.startswith("timeout")] == ["timeout http-request 2500ms"]
+    assert len([line for line in lines if line.startswith("http-error status")]) == 7
+    frontend = lines[lines.index("frontend http_frontend") : lines.index("backend default_backend")]
+    refused = next(place for place, line in enumerate(frontend) if "path_beg -i /-/" in line)
+    assert refused < frontend.index("http-request return status 200 if { path /-/healthz }")
+    assert "http-request wait-for-body time 2500ms if METH_POST" in frontend
+    assert lines[lines.index("backend default_backend") + 1].startswith("http-request return status 503 ")
+    assert lines[lines.index("backend other") + 1] == "http-request return status 404"
+
+
+# What must hold of Ray, or the server does not start
+
+
+RAY_THAT_CHANGED = """
+from ray._private import ray_constants
+from ray.serve._private import replica
+from runtime.errors import LexpertError
+from serving.ray_environment import keep_replica_on_loopback, require_loopback_only
+
+def said(check):
+    try:
+        check()
+    except LexpertError as error:
+        print(error)
+
+ray_constants.ENABLE_RAY_CLUSTER = True
+said(require_loopback_only)
+del ray_constants.ENABLE_RAY_CLUSTER
+said(require_loopback_only)
+del replica.add_port_to_grpc_server
+said(keep_replica_on_loopback)
+"""
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the serving extra")
+def test_a_ray_that_may_listen_elsewhere_is_refused() -> None:
+    """In a process of its own, since Ray must not be imported here before a server does it."""
+    ran = subprocess.run([sys.executable, "-c", RAY_THAT_CHANGED], capture_output=True, text=True, check=True)
+    imported, *renamed = ran.stdout.splitlines()
+    assert "has imported Ray already" in imported
+    assert len(renamed) == 2
+    assert all("cannot keep the ports of Ray" in sentence for sentence in renamed)
 
 
 def test_the_log_is_relayed_to_its_end(tmp_path: Path) -> None:
