@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -31,25 +32,42 @@ class Corpus(Protocol):
     def __iter__(self) -> Iterator[Document]: ...
 
 
-class JsonlCorpus:
-    """A ``corpus.jsonl`` (or ``.jsonl.gz``) file in BEIR's form."""
+class FileCorpus:
+    """A corpus in one file, streamed.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file; its bytes are the checksum.
+        read: yields the documents of such a file.
+    """
+
+    num_documents = None
+    """Not known without reading the file."""
+
+    def __init__(self, path: Path, read: Callable[[Path], Iterator[Document]]) -> None:
         self.path = path
+        self._read = read
 
     @property
     def name(self) -> str:
         return str(self.path)
 
-    @property
-    def num_documents(self) -> int | None:
-        return None
-
     def checksum(self) -> str:
+        return self._checksum
+
+    @cached_property
+    def _checksum(self) -> str:
+        # Kept: collections of gigabytes are asked for theirs more than once.
         return file_checksum(self.path)
 
     def __iter__(self) -> Iterator[Document]:
-        return read_documents(self.path)
+        return self._read(self.path)
+
+
+class JsonlCorpus(FileCorpus):
+    """A ``corpus.jsonl`` (or ``.jsonl.gz``) file in BEIR's form."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, read_documents)
 
 
 def file_checksum(path: Path) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 from evals.collections.collection import Collection, judged_queries
 from evals.qrels import read_qrels
-from retrieval.corpus import file_checksum
+from retrieval.corpus import FileCorpus
 from retrieval.documents import Document
 from retrieval.text_lines import read_lines
 from runtime.errors import InputError, NotFoundError, UsageError
@@ -32,31 +31,16 @@ SPLITS = {
 COLLECTION_FILES = ("collection.tsv",)
 
 
-class TsvCorpus:
+class TsvCorpus(FileCorpus):
     """A ``collection.tsv`` of ``pid<TAB>passage`` lines (plain or .gz), read line by line and never held."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path, _read_passages)
 
-    @property
-    def name(self) -> str:
-        return str(self.path)
 
-    @property
-    def num_documents(self) -> int | None:
-        return None
-
-    def checksum(self) -> str:
-        return self._checksum
-
-    @cached_property
-    def _checksum(self) -> str:
-        # Kept: the full collection is 3 GB, and both the folder's name and the index ask for it.
-        return file_checksum(self.path)
-
-    def __iter__(self) -> Iterator[Document]:
-        for _, identifier, text in read_tsv(self.path):
-            yield {"_id": identifier, "text": text}
+def _read_passages(path: Path) -> Iterator[Document]:
+    for _, identifier, text in read_tsv(path):
+        yield {"_id": identifier, "text": text}
 
 
 def is_msmarco_folder(folder: Path) -> bool:

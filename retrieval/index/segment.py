@@ -46,36 +46,23 @@ class Segment:
     def __init__(self, index: Path, entry: SegmentEntry, fields: dict[str, FieldKind], stored: bool) -> None:
         folder = index / SEGMENTS_FOLDER / entry.name
         files = entry.files
+
+        def column(name: str, dtype: type) -> NDArray[Any]:
+            return map_array(folder / name, dtype, files[name])
+
         self.entry = entry
         self.num_documents = entry.documents
         self.ids = StringTable.open(folder, "ids", files)
-        self.window_documents: NDArray[np.int64] = map_array(
-            folder / "window.documents", np.int64, files["window.documents"]
-        )
-        self.window_terms: NDArray[np.int64] = map_array(
-            folder / "window.terms", np.int64, files["window.terms"]
-        )
-        self.window_postings: NDArray[np.int64] = map_array(
-            folder / "window.postings", np.int64, files["window.postings"]
-        )
-        self.term_units: NDArray[np.uint32] = map_array(folder / "term.units", np.uint32, files["term.units"])
-        self.term_starts: NDArray[np.uint32] = map_array(
-            folder / "term.starts", np.uint32, files["term.starts"]
-        )
-        self.posting_rows: NDArray[np.uint16] = map_array(
-            folder / "posting.rows", np.uint16, files["posting.rows"]
-        )
-        self.posting_impacts: NDArray[np.float32] = map_array(
-            folder / "posting.impacts", np.float32, files["posting.impacts"]
-        )
+        self.window_documents: NDArray[np.int64] = column("window.documents", np.int64)
+        self.window_terms: NDArray[np.int64] = column("window.terms", np.int64)
+        self.window_postings: NDArray[np.int64] = column("window.postings", np.int64)
+        self.term_units: NDArray[np.uint32] = column("term.units", np.uint32)
+        self.term_starts: NDArray[np.uint32] = column("term.starts", np.uint32)
+        self.posting_rows: NDArray[np.uint16] = column("posting.rows", np.uint16)
+        self.posting_impacts: NDArray[np.float32] = column("posting.impacts", np.float32)
         self.fields = {name: FieldColumn.open(folder, name, kind, files) for name, kind in fields.items()}
         self._stored = (
-            (
-                map_array(folder / "stored.data", np.uint8, files["stored.data"]),
-                map_array(folder / "stored.offsets", np.int64, files["stored.offsets"]),
-            )
-            if stored
-            else None
+            (column("stored.data", np.uint8), column("stored.offsets", np.int64)) if stored else None
         )
         self._packed_deletes = _map_deletes(index, entry.deletes)
 
