@@ -19,7 +19,7 @@ from retrieval.encoders.bm25 import Bm25Encoder
 from retrieval.encoders.english import EnglishAnalyzer
 from retrieval.index.build import BuildReport, build_index
 from runtime.errors import ConflictError
-from serving.ray_environment import choose_port
+from serving.ports import choose_port
 
 INDEX_NAME = "python"
 QUESTIONS = (
