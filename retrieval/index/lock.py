@@ -30,8 +30,12 @@ class WriterLock:
                 f"{index} is being written by another process (pid {holder or 'unknown'}); "
                 "wait until it is done, or write to another folder"
             ) from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        except OSError:  # a full disk; an open file would keep the lock
+            os.close(self._file)
+            raise
 
     def release(self) -> None:
         if self._file >= 0:

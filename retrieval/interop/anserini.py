@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from retrieval.documents import read_jsonl
 from retrieval.encoders.encoder import Vocabulary
+from retrieval.index.arrays import disk_errors, sync_folder
 from runtime.activations import SparseActivations
 from runtime.errors import ConflictError, InputError, NotFoundError
 
@@ -35,10 +36,14 @@ class AnseriniWriter:
     """
 
     def __init__(self, path: Path, vocabulary: Vocabulary, scale: float = SCALE) -> None:
-        """Raises ConflictError if `path` exists."""
+        """Start writing.
+
+        Raises:
+            ConflictError: `path` exists.
+            LexpertError: no space is left.
+        """
         if path.exists():
             raise ConflictError(f"{path} exists; remove it or write to another file")
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.dropped = 0
         """Weights that rounded to 0 so far."""
@@ -46,12 +51,18 @@ class AnseriniWriter:
         self._scale = scale
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         # level 1: vectors compress well at any level, and higher ones cost more than the encoding
-        compressed = path.suffix == ".gz"
-        self._file: Any = (
-            gzip.open(self._partial, "wb", 1)  # noqa: SIM115  # closed by __exit__
-            if compressed
-            else self._partial.open("wb")
-        )
+        try:
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                compressed = path.suffix == ".gz"
+                self._file: Any = (
+                    gzip.open(self._partial, "wb", 1)  # noqa: SIM115  # closed by __exit__
+                    if compressed
+                    else self._partial.open("wb")
+                )
+        except BaseException:
+            self._discard()
+            raise
 
     def append(
         self, ids: Sequence[str], vectors: SparseActivations, contents: Sequence[str] | None = None
@@ -75,11 +86,9 @@ class AnseriniWriter:
             self.dropped += int(len(kept) - kept.sum())
             terms = [self._vocabulary.term(unit) for unit in np.asarray(units)[kept].tolist()]
             vector = dict(zip(terms, impacts[kept].tolist(), strict=True))
-            self._file.write(
-                orjson.dumps(
-                    {"id": identifier, "contents": text, "vector": vector}, option=orjson.OPT_APPEND_NEWLINE
-                )
-            )
+            line = {"id": identifier, "contents": text, "vector": vector}
+            with disk_errors(self.path):
+                self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def __enter__(self) -> Self:
         return self
@@ -88,12 +97,25 @@ class AnseriniWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._file.close()
             if kind is None:
-                self._partial.rename(self.path)
+                self._complete()
         finally:
-            with suppress(FileNotFoundError):
-                self._partial.unlink()
+            if kind is not None:
+                with suppress(OSError):  # what is left in its buffer need not fit any more
+                    self._file.close()
+            self._discard()
+
+    def _complete(self) -> None:
+        with disk_errors(self.path):
+            self._file.close()
+            with self._partial.open("rb") as file:
+                os.fsync(file.fileno())
+            self._partial.rename(self.path)
+            sync_folder(self.path.parent)
+
+    def _discard(self) -> None:
+        with suppress(OSError):
+            self._partial.unlink()
 
 
 class AnseriniBatch(NamedTuple):

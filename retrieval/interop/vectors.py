@@ -12,11 +12,13 @@ weights        float32      ``[nnz]``, finite and above 0
 =============  ===========  ===================================================================
 
 All numbers are little-endian. The folder appears under its name when it is complete, by a rename; what a
-killed writer leaves is called ``.NAME.partial`` and is cleared by the next writer of the same name.
+killed writer leaves is called ``.NAME.partial`` and is cleared by the next writer of the same name. A writer that
+fails, at its start as well, removes it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -82,21 +84,47 @@ class VectorWriter:
 
         Raises:
             ConflictError: `path` exists, or another process is writing it.
+            LexpertError: no space is left.
         """
         if path.exists():
             raise ConflictError(f"{path} exists; remove it or write to another folder")
         self.path = path
         self._partial = path.with_name(f".{path.name}.partial")
-        self._lock = WriterLock(self._partial)
-        for left in self._partial.iterdir():
-            if left.name != LOCK_FILE:
-                left.unlink()
         self._num_units = num_units
         self._encoder = encoder
         self._num_rows = self._nnz = self._id_bytes = 0
-        self._writers = {name: ArrayWriter(self._partial / name, dtype) for name, dtype in FILES.items()}
-        for name in ("ids.offsets", "indptr"):
-            self._writers[name].append(np.zeros(1, np.int64))
+        self._writers: dict[str, ArrayWriter] = {}
+        found = self._partial.exists()
+        try:
+            with disk_errors(path):
+                self._lock = WriterLock(self._partial)
+        except ConflictError:
+            raise
+        except BaseException:
+            if not found:  # else it may be another writer's
+                shutil.rmtree(self._partial, ignore_errors=True)
+            raise
+        try:
+            self._start()
+        except BaseException:
+            self._discard()
+            raise
+
+    def _start(self) -> None:
+        with disk_errors(self.path):
+            for left in self._partial.iterdir():
+                if left.name != LOCK_FILE:
+                    left.unlink()
+            for name, dtype in FILES.items():
+                self._writers[name] = ArrayWriter(self._partial / name, dtype)
+            for name in ("ids.offsets", "indptr"):
+                self._writers[name].append(np.zeros(1, np.int64))
+
+    def _discard(self) -> None:
+        for writer in self._writers.values():
+            writer.abandon()
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._lock.release()
 
     def append(self, ids: Sequence[str], vectors: SparseActivations) -> None:
         """Append rows (NumPy arrays; units ascending and distinct, weights finite and above 0).
@@ -130,17 +158,12 @@ class VectorWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        completed = False
         try:
             if kind is None:
-                self._complete()
-                completed = True
+                with disk_errors(self.path):
+                    self._complete()
         finally:
-            for writer in self._writers.values():
-                writer.abandon()
-            if not completed:
-                shutil.rmtree(self._partial, ignore_errors=True)
-            self._lock.release()
+            self._discard()
 
     def _complete(self) -> None:
         files = {name: writer.close() for name, writer in self._writers.items()}
@@ -152,7 +175,7 @@ class VectorWriter:
             files=files,
         )
         manifest = manifest.model_copy(update={"checksum": manifest.own_checksum()})
-        with disk_errors(self._partial), (self._partial / MANIFEST).open("w", encoding="utf-8") as file:
+        with (self._partial / MANIFEST).open("w", encoding="utf-8") as file:
             file.write(manifest.model_dump_json(indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -161,6 +184,8 @@ class VectorWriter:
         try:
             self._partial.rename(self.path)
         except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
             raise ConflictError(f"{self.path} has come into being meanwhile ({error.strerror})") from error
         sync_folder(self.path.parent)
 
