@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -14,6 +16,7 @@ import typer
 from runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from serving.application import RunningServer
     from serving.configuration import ServerConfiguration
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -41,19 +44,12 @@ def serve(
         -H 'content-type: application/json' -d '{"query": "open a file", "k": 3, "with": ["text"]}'
     """
     configuration = configure(index, port)
-    from serving.application import running
-
     say(f"starting a server for {', '.join(sorted(configuration.indexes))} …")
-    with StopSignals() as stop:
-        try:
-            with running(configuration) as server:
-                say(f"serving on {server.url} (Ctrl-C stops it); for example:")
-                say(example(server.url, min(configuration.indexes)))
-                stop.wait()
-                say("stopping …")
-        except KeyboardInterrupt:
-            say("stopped before it could serve")
-            raise typer.Exit(1) from None
+    with serving(configuration) as (server, stop):
+        say(f"serving on {server.url} (Ctrl-C stops it); for example:")
+        say(example(server.url, min(configuration.indexes)))
+        stop.wait()
+        say("stopping …")
     say("stopped")
 
 
@@ -75,7 +71,6 @@ def demo(
     """
     from rich.console import Console
 
-    from serving.application import running
     from serving.configuration import ServerConfiguration
     from serving.demo import INDEX_NAME, QUESTIONS, ask, free_port, prepare, show_answer, show_preparation
 
@@ -84,21 +79,35 @@ def demo(
     show_preparation(prepared, console)
     say(f"starting the server for {prepared.index} …")
     configuration = ServerConfiguration(indexes={INDEX_NAME: prepared.index.absolute()}, port=free_port(port))
+    with serving(configuration) as (server, stop):
+        for question in QUESTIONS:
+            if not stop.is_requested:
+                show_answer(question, ask(server.url, question), console)
+        if not once and not stop.is_requested:
+            console.print(f"\nserving on {server.url} until Ctrl-C; ask it something:")
+            console.print(example(server.url, INDEX_NAME), highlight=False, soft_wrap=True)
+            stop.wait()
+    if not once:
+        say("stopped")
+
+
+@contextmanager
+def serving(configuration: ServerConfiguration) -> Iterator[tuple[RunningServer, StopSignals]]:
+    """A running server, and the signals that ask for its end; stopped when the context is left.
+
+    Raises:
+        typer.Exit: the end was asked for before it could serve.
+    """
+    from serving.application import running
+
     with StopSignals() as stop:
         try:
             with running(configuration) as server:
-                stop.take()
-                for question in QUESTIONS:
-                    show_answer(question, ask(server.url, question), console)
-                if once:
-                    return
-                console.print(f"\nserving on {server.url} until Ctrl-C; ask it something:")
-                console.print(example(server.url, INDEX_NAME), highlight=False, soft_wrap=True)
-                stop.wait()
+                stop.only_note()
+                yield server, stop
         except KeyboardInterrupt:
             say("stopped before it could serve")
             raise typer.Exit(1) from None
-    say("stopped")
 
 
 def example(url: str, index: str) -> str:
@@ -134,40 +143,51 @@ def configure(indexes: list[str], port: int) -> ServerConfiguration:
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM: while the server starts they unwind what was started, later they ask for its end.
+    """Ctrl-C and SIGTERM: while the server starts the first unwinds what was started, later ones are only noted.
 
-    Asking twice does no harm: the end is orderly however often it is asked for.
+    So asking again does no harm: neither the unwinding nor the orderly end is interrupted.
     """
 
     def __init__(self) -> None:
         self._requested = threading.Event()
-        self._is_serving = False
+        self._only_notes = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        self.take()
+        self._take()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def is_requested(self) -> bool:
+        """Whether the end was asked for."""
+        return self._requested.is_set()
+
+    def only_note(self) -> None:
+        """From here on a signal interrupts nothing: whoever serves asks `is_requested`, or waits.
+
+        The signals are taken back from Ray, which takes them over when it starts.
+        """
+        self._only_notes = True
+        self._take()
+
     def wait(self) -> None:
         """Return when the end is asked for."""
-        self._is_serving = True
-        self.take()
         self._requested.wait()
 
-    def take(self) -> None:
-        """Take the signals, also back from Ray, which takes them over when it starts."""
+    def _take(self) -> None:
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if not self._is_serving:
-            raise KeyboardInterrupt
+        is_first = not self._requested.is_set()
         self._requested.set()
+        if is_first and not self._only_notes:
+            raise KeyboardInterrupt
 
 
 def say(line: str) -> None:
