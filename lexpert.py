@@ -63,7 +63,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            print("lexpert: stopped; what was committed before stays", file=sys.stderr)
+            print("lexpert: stopped; an index keeps what was committed to it", file=sys.stderr)
         raise
     except BrokenPipeError:
         # The reader of standard output has gone (`lexpert … | head`); that is not an error of ours.

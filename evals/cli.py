@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from runtime.errors import UsageError
+from runtime.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -320,6 +320,8 @@ def _systems(paths: tuple[Path, Path], qrels: Path | None, relevance_level: int)
             report = load_report(path)
             if not report.per_query:
                 raise UsageError(f"{path} has no per_query.tsv beside its report, so it cannot be compared")
+        elif not path.exists():
+            raise NotFoundError(f"{path} is missing; give a report folder, its report.json, or a run file")
         elif qrels is None:
             raise UsageError(f"{path} is a run file; give the judgements to measure it against with --qrels")
         else:

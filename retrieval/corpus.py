@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from retrieval.documents import Document, read_documents
-from runtime.errors import NotFoundError
+from retrieval.text_lines import check_is_file
 
 
 class Corpus(Protocol):
@@ -72,7 +72,6 @@ class JsonlCorpus(FileCorpus):
 
 def file_checksum(path: Path) -> str:
     """``sha256:…`` of a file's bytes, read in blocks."""
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing; give a JSONL file with one JSON object a line")
+    check_is_file(path, "a file with one document a line")
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -22,12 +22,18 @@ def read_byte_lines(path: Path, wanted: str) -> Iterator[tuple[int, bytes]]:
         NotFoundError: no such file.
         InputError: a .gz that is cut short or none; names the file.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path} is missing; give {wanted}")
+    check_is_file(path, wanted)
     for number, line in enumerate(_intact_lines(path), start=1):
         content = line.removeprefix(UTF_8_MARK) if number == 1 else line
         if content.strip():
             yield number, content
+
+
+def check_is_file(path: Path, wanted: str) -> None:
+    """Raise NotFoundError unless `path` is a regular file, which can be read more than once."""
+    if not path.is_file():
+        problem = "is not a regular file" if path.exists() else "is missing"
+        raise NotFoundError(f"{path} {problem}; give {wanted}")
 
 
 def read_lines(path: Path, wanted: str) -> Iterator[tuple[int, str]]:

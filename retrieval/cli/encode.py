@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.cli.options import K1, B, Encoder, Json, load_encoder, print_json
-from runtime.errors import UsageError
+from runtime.errors import ConflictError, UsageError
 from runtime.progress import Advance
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def encode(
         raise UsageError(f"--format is {format_}, but must be binary or anserini")
     if role not in ("document", "query"):
         raise UsageError(f"--role is {role}, but must be document or query")
+    if out.exists():
+        raise ConflictError(f"{out} exists; remove it or write to another place")
     loaded = load_encoder(encoder, k1, b)
     if isinstance(loaded, CountingEncoder) and not loaded.is_fitted:
         if role == "query":

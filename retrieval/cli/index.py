@@ -123,16 +123,11 @@ def delete(
     Example: lexpert index delete idx doc17 doc18
     """
     from retrieval.index.writer import IndexWriter
-    from runtime.errors import InputError, NotFoundError
+    from retrieval.text_lines import read_lines
 
     wanted = list(ids or [])
     if ids_from is not None:
-        if not ids_from.is_file():
-            raise NotFoundError(f"{ids_from} is missing; give a file with one document id a line")
-        try:
-            wanted += ids_from.read_text("utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise InputError(f"{ids_from} is not UTF-8; save it as UTF-8, one document id a line") from None
+        wanted += [line for _, line in read_lines(ids_from, "a file with one document id a line")]
     if not wanted:
         raise UsageError("no ids given; name them, or a file of them with --ids-from")
     with IndexWriter.open(index) as writer:
@@ -148,15 +143,18 @@ def delete(
 
 
 @index_app.command("merge")
-def merge(index: IndexFolder, as_json: Json = False) -> None:
+def merge(index: IndexFolder, encoder: MovedEncoder = None, as_json: Json = False) -> None:
     """Rewrite all segments as one, without deleted documents; results stay the same.
+
+    With --encoder the index refers to its model's new place from then on.
 
     Example: lexpert index merge idx
     """
     from retrieval.index.writer import IndexWriter
     from runtime.progress import progress
 
-    with IndexWriter.open(index) as writer, progress("merging") as advance:
+    given = load_encoder(encoder) if encoder else None
+    with IndexWriter.open(index, encoder=given) as writer, progress("merging") as advance:
         before = writer.num_segments
         report = writer.merge(advance)
         after = writer.num_segments

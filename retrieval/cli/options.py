@@ -69,5 +69,7 @@ def parse_fields(declarations: list[str] | None) -> dict[str, str]:
         name, separator, kind = declaration.partition(":")
         if not separator:
             raise UsageError(f"--field {declaration} must be NAME:int, NAME:float or NAME:keyword")
+        if name in fields:
+            raise UsageError(f"--field names {name} twice; a field has one kind")
         fields[name] = kind
     return fields

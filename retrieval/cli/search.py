@@ -46,6 +46,8 @@ def search(
         raise UsageError("give either one question or --queries FILE")
     if (queries is None) != (run is None):
         raise UsageError("--queries and --run go together: the run file takes the results of the queries")
+    if run is not None and (not run.name or run.is_dir()):
+        raise UsageError(f"--run {run} is a folder; give a file for the run")
     if queries is not None and explain:
         raise UsageError("--explain goes with one question; a run file has no place for explanations")
     condition = _parse_filter(filter_)

@@ -70,7 +70,7 @@ def _follow_reference(folder: Path, options: dict[str, Any]) -> SparseEncoder | 
     except NotFoundError as error:
         raise NotFoundError(
             f"{folder} needs the encoder {described['reference']}, which is not there any more; "
-            "give its new place with --encoder"
+            "give its new place with: lexpert index merge INDEX --encoder PLACE"
         ) from error
     if encoder.fingerprint != described["fingerprint"]:
         raise FormatError(

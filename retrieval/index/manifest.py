@@ -144,4 +144,6 @@ def read_manifest(index: Path) -> Manifest:
 def _nothing_there(index: Path) -> str:
     if not index.exists():
         return f"there is no index {index}; build one with: lexpert index build --encoder bm25 --corpus … --out {index}"
+    if index.is_file():
+        return f"{index} is a file; give the folder of an index"
     return f"{index} holds no committed index (no {MANIFEST_FILE}); run the build that was to fill it again"

@@ -91,6 +91,8 @@ class IndexWriter:
         self._source = committed.source if committed else None
         self._is_new = committed is None
         self._is_closed = False
+        # An encoder given for an index that has one already: the index refers to its new place from now on.
+        self._has_moved_encoder = isinstance(encoder, StoredEncoder) and encoder.is_loaded
         self._stored_encoder: tuple[EncoderEntry, int] | None = (
             (committed.encoder, committed.num_units) if committed else None
         )
@@ -206,7 +208,7 @@ class IndexWriter:
     def has_changes(self) -> bool:
         """Whether there is anything to commit (a new index always has)."""
         untouched = CommitReport(self._report.generation)
-        return self._is_new or self._report != untouched
+        return self._is_new or self._has_moved_encoder or self._report != untouched
 
     @property
     def num_segments(self) -> int:
@@ -221,7 +223,8 @@ class IndexWriter:
             advance: called with the number of documents done since the last call.
 
         Raises:
-            InputError: a document without a usable `_id`, or a value that its field cannot hold.
+            InputError: a document without a usable `_id`, or a value that its field cannot hold. Whole batches
+                that came before it stay taken; close the writer without a commit to give them up.
         """
         self._check_open()
         checked = (
@@ -403,9 +406,13 @@ class IndexWriter:
         num_units = self._num_units
         stored, stored_units = self._stored_encoder or (None, 0)
         # Where nothing needed the encoder, it cannot have changed.
-        if stored is None or (
-            self._is_encoder_loaded
-            and (stored.fingerprint != self.encoder.fingerprint or stored_units != num_units)
+        if (
+            stored is None
+            or self._has_moved_encoder
+            or (
+                self._is_encoder_loaded
+                and (stored.fingerprint != self.encoder.fingerprint or stored_units != num_units)
+            )
         ):
             stored = store_encoder(self.path, generation, self.encoder)
         if segments:
@@ -421,7 +428,7 @@ class IndexWriter:
         )
         write_manifest(self.path, manifest)
         self._generation = generation
-        self._is_new = False
+        self._is_new = self._has_moved_encoder = False
         self._stored_encoder = stored, num_units
         self._segments = segments
         collect_garbage(self.path, manifest)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.text_lines import read_lines
-from runtime.errors import InputError
+from runtime.errors import InputError, UsageError
 
 Ranking = list[tuple[str, float]]
 """``(document id, score)``, best first."""
@@ -30,7 +30,10 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], path: Path, tag: s
     Raises:
         InputError: an id with white space in it or without a character, which the format cannot hold; a
             document twice in a ranking; a score that is not finite.
+        UsageError: `path` is a folder.
     """
+    if not path.name or path.is_dir():
+        raise UsageError(f"{path} is a folder; give a file for the run")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     label = "_".join(tag.split()) or "untagged"

@@ -67,7 +67,11 @@ def test_a_model_that_moved_or_changed_is_refused(model: Path, tmp_path: Path, t
         writer.merge()
     with SparseIndex.open(tmp_path / "index", encoder=SparseEncoder.load(moved)) as index:
         assert index.search(texts[:1]).ids[0]
-    moved.rename(model)
+    with IndexWriter.open(tmp_path / "index", encoder=SparseEncoder.load(moved)) as writer:
+        assert writer.has_changes  # the new place
+    with SparseIndex.open(tmp_path / "index") as index:
+        assert index.search(texts[:1]).ids[0]
+    model = moved
     weights = load_file(model / "model.safetensors")
     name = next(iter(sorted(weights)))
     weights[name] = weights[name] + 1
