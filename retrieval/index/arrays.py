@@ -88,10 +88,6 @@ class ArrayFolderWriter:
             self._writers[name] = ArrayWriter(self.folder / name, dtype)
         return self._writers[name]
 
-    def write(self, name: str, values: NDArray[Any]) -> None:
-        """Write a whole array at once."""
-        self.array(name, values.dtype).append(values)
-
     def close(self) -> dict[str, ArrayFile]:
         """Close all arrays, make files and folder durable, and return the files' descriptions."""
         files = {name: writer.close() for name, writer in sorted(self._writers.items())}
