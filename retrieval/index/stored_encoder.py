@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from threading import Lock
 
@@ -23,6 +24,7 @@ def store_encoder(index: Path, generation: int, encoder: SparseEncoder) -> Encod
     name = f"{ENCODER_FOLDER}-{generation:06d}"
     folder = index / name
     with disk_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # what a commit left that failed half-way
         encoder.save_for_search(folder)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in paths:

@@ -207,8 +207,11 @@ class IndexWriter:
     @property
     def has_changes(self) -> bool:
         """Whether there is anything to commit (a new index always has)."""
-        untouched = CommitReport(self._report.generation)
-        return self._is_new or self._has_moved_encoder or self._report != untouched
+        return self._is_new or self._has_moved_encoder or self._has_changed_documents
+
+    @property
+    def _has_changed_documents(self) -> bool:
+        return self._report != CommitReport(self._report.generation)
 
     @property
     def num_segments(self) -> int:
@@ -248,6 +251,7 @@ class IndexWriter:
         Raises:
             InputError: weights that are negative or not finite, units beyond the vocabulary, unequal lengths.
         """
+        self._check_open()
         if len(ids) != activations.num_rows or (documents is not None and len(documents) != len(ids)):
             raise InputError(
                 f"{len(ids)} ids, {activations.num_rows} vectors and "
@@ -293,7 +297,7 @@ class IndexWriter:
         segments = [segment for segment in self._segments if segment.live]
         if source is not None:
             self._source = source
-        elif self._source is not None:
+        elif self._has_changed_documents:
             # Changed by hand since: no longer what a build of that corpus would give.
             self._source = None
         self._publish(generation, segments)

@@ -284,6 +284,16 @@ def test_a_closed_writer_says_so(index: Path) -> None:
             action()
 
 
+def test_a_commit_that_changes_no_document_leaves_the_build_what_it_is(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", [b'{"_id": "a", "text": "wind"}'])
+    build_index(tmp_path / "index", Bm25Encoder(), corpus)
+    given = SparseIndex.open(tmp_path / "index").encoder
+    with IndexWriter.open(tmp_path / "index", encoder=given) as writer:
+        writer.add([])
+        writer.merge()
+    assert build_index(tmp_path / "index", Bm25Encoder(), corpus).action == "reused"
+
+
 def test_verify_reads_the_newer_commit_when_a_writer_replaces_it(index: Path) -> None:
     reader = SparseIndex.open(index)
     with IndexWriter.open(index) as writer:
