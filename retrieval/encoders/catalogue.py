@@ -12,11 +12,12 @@ from typing import Any
 from retrieval.encoders.encoder import SparseEncoder
 from runtime.errors import FormatError, NotFoundError
 
-# Families are imported when used: two of the three need torch.
+# Families are imported when used: some need torch.
 FAMILIES = {
     "bm25": "retrieval.encoders.bm25:Bm25Encoder",
     "splade": "retrieval.encoders.splade:SpladeEncoder",
     "inference_free": "retrieval.encoders.inference_free:InferenceFreeEncoder",
+    "precomputed": "retrieval.encoders.precomputed:PrecomputedEncoder",
 }
 
 ENCODER_FILE = "lexpert_encoder.json"
