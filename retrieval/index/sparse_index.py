@@ -118,6 +118,11 @@ class SparseIndex:
         """Kinds of the fields that filters can use."""
         return dict(self.manifest.fields)
 
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """The segments of the commit, in document order; deleted documents are in there still."""
+        return tuple(self._segments)
+
     # Searching
 
     def search(
