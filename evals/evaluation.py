@@ -156,18 +156,16 @@ def corpus_losses(index: Path) -> dict[str, int]:
         a single posting.
     """
     from retrieval.index.manifest import read_manifest
-    from retrieval.index.segment import WINDOW_DOCUMENTS, Segment
+    from retrieval.index.segment import Segment
 
     manifest = read_manifest(index)
     empty = 0
     for entry in manifest.segments:
         segment = Segment(index, entry, manifest.fields, bool(manifest.store))
-        found = segment.deleted.copy()
         for window in range(segment.num_windows):
-            postings = slice(segment.window_postings[window], segment.window_postings[window + 1])
-            start = window * WINDOW_DOCUMENTS
-            found[start : start + WINDOW_DOCUMENTS][segment.posting_rows[postings]] = True
-        empty += int(np.count_nonzero(~found))
+            rows = slice(*segment.window_documents[window : window + 2])
+            sizes = np.diff(segment.window_rows(window, manifest.num_units).indptr)
+            empty += int(np.count_nonzero((sizes == 0) & ~segment.deleted[rows]))
     consumed = manifest.source.consumed if manifest.source else manifest.num_documents
     return {"replaced": consumed - manifest.num_documents, "empty": empty}
 

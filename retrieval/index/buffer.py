@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from retrieval.documents import Document
 from retrieval.index.fields import check_value
 from retrieval.index.manifest import FieldKind
-from retrieval.index.segment import WINDOW_DOCUMENTS
 from retrieval.index.segment_writer import DocumentRun
+from retrieval.index.window_postings import WINDOW_DOCUMENTS
 from runtime.activations import SparseActivations
 from runtime.errors import InputError
 

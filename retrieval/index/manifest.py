@@ -11,12 +11,14 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from retrieval.index.arrays import ArrayFile, disk_errors, sync_folder
+from retrieval.index.impact_codec import ImpactCodec
 from runtime.errors import FormatError, NotFoundError
 
 FORMAT = "lexpert-index"
-VERSION = 1
+VERSION = 2
 MANIFEST_FILE = "manifest.json"
 
+Layout = Literal["windows", "blocks"]
 FieldKind = Literal["int", "float", "keyword"]
 
 
@@ -42,9 +44,11 @@ class DeletesEntry(_Entry):
 
 
 class SegmentEntry(_Entry):
-    """One immutable folder of arrays."""
+    """One immutable folder of arrays: how its postings are laid out, and how their impacts are stored."""
 
     name: str
+    layout: Layout = "windows"
+    impacts: ImpactCodec = "float32"
     documents: int
     postings: int
     files: dict[str, ArrayFile]
@@ -69,12 +73,13 @@ class Manifest(_Entry):
     """Everything that a reader has to know; `generation` grows by one with every commit."""
 
     format: Literal["lexpert-index"] = "lexpert-index"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     generation: int
     num_units: int
     encoder: EncoderEntry
     fields: dict[str, FieldKind]
     store: list[str]
+    impacts: ImpactCodec = "float32"
     segments: list[SegmentEntry]
     source: SourceEntry | None = None
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.index.impact_codec import ImpactCodec
 from retrieval.index.manifest import FieldKind, SegmentEntry
-from retrieval.index.segment import WINDOW_DOCUMENTS, Segment
+from retrieval.index.segment import Segment
 from retrieval.index.segment_writer import SegmentWriter
+from retrieval.index.window_postings import WINDOW_DOCUMENTS
 from runtime.activations import SparseActivations
 from runtime.progress import Advance
 
@@ -29,12 +31,17 @@ def merge_segments(
     fields: Mapping[str, FieldKind],
     num_units: int,
     advance: Advance | None = None,
+    *,
+    impacts: ImpactCodec = "float32",
 ) -> SegmentEntry:
-    """Write the live documents of `segments` as the segment `name`; impacts stay what they are, bit by bit.
+    """Write the live documents of `segments` as the segment `name`; their order stays, and so do their impacts.
+
+    Impacts stay bit by bit, but for two cases: where `impacts` is another codec than that of a segment, and where
+    8-bit impacts meet that need a coarser step, whose error stays below one such step.
 
     `advance` is called with the number of documents done since the last call.
     """
-    with SegmentWriter(index, name, fields, counted=False) as writer:
+    with SegmentWriter(index, name, fields, counted=False, impacts=impacts) as writer:
         for window in _joined(_live_windows(segments, num_units), num_units):
             writer.add_window(window)
             if advance:

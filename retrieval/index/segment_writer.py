@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from retrieval.index.arrays import ArrayFolderWriter
 from retrieval.index.fields import FieldColumnWriter
+from retrieval.index.impact_codec import ImpactCodec, codec_dtype, encode_impacts, window_step
 from retrieval.index.manifest import FieldKind, SegmentEntry
 from retrieval.index.segment import SEGMENTS_FOLDER
 from retrieval.index.string_table import StringTableWriter
@@ -46,12 +47,20 @@ class DocumentRun:
 class SegmentWriter:
     """Collects runs into one segment folder."""
 
-    def __init__(self, index: Path, name: str, fields: Mapping[str, FieldKind], counted: bool) -> None:
+    def __init__(
+        self,
+        index: Path,
+        name: str,
+        fields: Mapping[str, FieldKind],
+        counted: bool,
+        impacts: ImpactCodec = "float32",
+    ) -> None:
         self.name = name
+        self.codec = impacts
         self._folder = ArrayFolderWriter(index / SEGMENTS_FOLDER / name)
         self._ids = StringTableWriter(self._folder, "ids")
         self._fields = {field: FieldColumnWriter(self._folder, field, kind) for field, kind in fields.items()}
-        self._impacts_file = COUNTS_FILE if counted else "posting.impacts"
+        self._counted = counted
         self._rows = self._documents = self._terms = self._postings = self._stored_bytes = 0
         self._append("window.documents", np.int64, np.zeros(1, np.int64))
         self._append("window.terms", np.int64, np.zeros(1, np.int64))
@@ -69,7 +78,13 @@ class SegmentWriter:
         self._append("term.units", np.uint32, units)
         self._append("term.starts", np.uint32, by_unit.indptr[units])
         self._append("posting.rows", np.uint16, by_unit.units)
-        self._append(self._impacts_file, np.float32, by_unit.weights)
+        if self._counted:
+            self._append(COUNTS_FILE, np.float32, by_unit.weights)
+        else:
+            step = window_step(by_unit.weights, self.codec)
+            stored = encode_impacts(by_unit.weights, self.codec, step)
+            self._append("posting.impacts", codec_dtype(self.codec), stored)
+            self._append("window.steps", np.float32, np.array([step]))
         if lengths is not None:
             self._append(LENGTHS_FILE, np.int64, lengths)
         self._rows += activations.num_rows
@@ -107,7 +122,13 @@ class SegmentWriter:
         for column in self._fields.values():
             column.close()
         files = self._folder.close()
-        return SegmentEntry(name=self.name, documents=self._documents, postings=self._postings, files=files)
+        return SegmentEntry(
+            name=self.name,
+            impacts=self.codec,
+            documents=self._documents,
+            postings=self._postings,
+            files=files,
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from retrieval.index.fields import check_fields
+from retrieval.index.impact_codec import ImpactCodec, checked_codec
 from retrieval.index.lock import LOCK_FILE
 from retrieval.index.manifest import MANIFEST_FILE, FieldKind
 from runtime.cores import available_cores
@@ -32,18 +33,25 @@ class WriterSettings:
     Attributes:
         fields: kind of each document key that is kept for filters.
         store: which of title and text are kept for answers.
+        impacts: how impacts are stored; see `impact_codec`.
         memory: bytes to stay within.
         workers: processes that analyse text; 1 is the writer's own.
     """
 
     fields: Mapping[str, FieldKind]
     store: Sequence[str]
+    impacts: ImpactCodec
     memory: int
     workers: int
 
     @classmethod
     def checked(
-        cls, fields: Mapping[str, str], store: Sequence[str], memory: int, workers: int | None
+        cls,
+        fields: Mapping[str, str],
+        store: Sequence[str],
+        impacts: str,
+        memory: int,
+        workers: int | None,
     ) -> Self:
         """Check what a caller gave.
 
@@ -60,7 +68,13 @@ class WriterSettings:
             )
         if workers is not None and workers < 1:
             raise UsageError(f"workers is {workers}, but must be at least 1")
-        return cls(check_fields(fields), list(store), memory, workers or _fitting_workers(memory))
+        return cls(
+            check_fields(fields),
+            list(store),
+            checked_codec(impacts),
+            memory,
+            workers or _fitting_workers(memory),
+        )
 
     @property
     def buffer_bytes(self) -> int:

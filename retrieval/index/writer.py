@@ -84,6 +84,7 @@ class IndexWriter:
         self._encoder = encoder
         self.fields = dict(settings.fields)
         self.store = list(settings.store)
+        self.impacts = settings.impacts
         self._lock = lock
         self._workers = settings.workers
         self._buffer_bytes = settings.buffer_bytes
@@ -113,6 +114,7 @@ class IndexWriter:
         encoder: SparseEncoder,
         fields: Mapping[str, str] | None = None,
         store: Sequence[str] = STORABLE,
+        impacts: str = "float32",
         memory: int = DEFAULT_MEMORY,
         workers: int | None = None,
         overwrite: bool = False,
@@ -125,6 +127,8 @@ class IndexWriter:
                 statistics from what is added before the first commit.
             fields: ``{name: "int" | "float" | "keyword"}`` of document keys to keep for filters.
             store: which of title and text to keep for answers.
+            impacts: "float32", or "uint8" for a quarter of the bytes and scores within a known error of the
+                exact ones (see `impact_codec`).
             memory: bytes that the writer and its workers should stay within, whatever the size of the
                 collection (a large vocabulary of a counting encoder and the weights of a model come on top).
             workers: processes that analyse text; default: one a core, as far as `memory` allows.
@@ -135,7 +139,7 @@ class IndexWriter:
             UsageError: a bad field, store or memory setting.
         """
         path = Path(path)
-        settings = WriterSettings.checked(fields or {}, store, memory, workers)
+        settings = WriterSettings.checked(fields or {}, store, impacts, memory, workers)
         check_folder(path, overwrite)
         lock = WriterLock(path)
         try:
@@ -165,13 +169,15 @@ class IndexWriter:
             FormatError: it is damaged or of an unknown version.
         """
         path = Path(path)
-        WriterSettings.checked({}, (), memory, workers)
+        WriterSettings.checked({}, (), "float32", memory, workers)
         read_manifest(path)  # says what is wrong with the folder before a lock file is made in it
         lock = WriterLock(path)
         try:
             committed = read_manifest(path)
             opened = StoredEncoder(path, committed.encoder, encoder)
-            settings = WriterSettings.checked(committed.fields, committed.store, memory, workers)
+            settings = WriterSettings.checked(
+                committed.fields, committed.store, committed.impacts, memory, workers
+            )
             writer = cls(path, lock, opened, committed, settings)
             collect_garbage(path, committed)
         except BaseException:
@@ -316,7 +322,13 @@ class IndexWriter:
                 Segment(self.path, segment.entry, self.fields, bool(self.store)) for segment in self._segments
             ]
             entry = merge_segments(
-                self.path, self._next_segment_name(), opened, self.fields, self._num_units, advance
+                self.path,
+                self._next_segment_name(),
+                opened,
+                self.fields,
+                self._num_units,
+                advance,
+                impacts=self.impacts,
             )
             self._publish(self._generation + 1, [WriterSegment(self.path, entry)])
         return replace(report, generation=self._generation)
@@ -371,7 +383,7 @@ class IndexWriter:
         self._building = self._builder.submit(self._build, buffer, name, num_units, counted), buffer.ids
 
     def _build(self, buffer: DocumentBuffer, name: str, num_units: int, counted: bool) -> WriterSegment:
-        with SegmentWriter(self.path, name, self.fields, counted) as writer:
+        with SegmentWriter(self.path, name, self.fields, counted, self.impacts) as writer:
             for run in buffer.runs(num_units):
                 writer.add(run)
             return WriterSegment(self.path, writer.close())
@@ -427,6 +439,7 @@ class IndexWriter:
             encoder=stored,
             fields=self.fields,
             store=self.store,
+            impacts=self.impacts,
             segments=[segment.entry for segment in segments],
             source=self._source,
         )

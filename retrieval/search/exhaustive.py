@@ -9,11 +9,14 @@ The order is part of the definition: it makes scores reproducible bit by bit, wh
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.index.segment import WINDOW_DOCUMENTS, Segment
+from retrieval.index.segment import Segment
+from retrieval.index.window_postings import WINDOW_DOCUMENTS
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -57,7 +60,8 @@ def search_windows(
     term_units: NDArray[np.uint32],
     term_starts: NDArray[np.uint32],
     posting_rows: NDArray[np.uint16],
-    posting_impacts: NDArray[np.float32],
+    posting_impacts: NDArray[Any],
+    window_steps: NDArray[np.float32],
     allowed: NDArray[np.bool_],
     query_units: NDArray[np.int32],
     query_weights: NDArray[np.float32],
@@ -82,7 +86,7 @@ def search_windows(
         touched = False
         for query_term in range(len(query_units)):
             unit = query_units[query_term]
-            weight = query_weights[query_term]
+            weight = query_weights[query_term] * window_steps[window]  # exact: a power of two
             high = terms_end
             while term < high:  # query units ascend, so the search goes on where the last one ended
                 middle = (term + high) // 2
@@ -97,7 +101,7 @@ def search_windows(
             touched = True
             end = base + term_starts[term + 1] if term + 1 < terms_end else postings_end
             for posting in range(base + term_starts[term], end):
-                accumulators[posting_rows[posting]] += weight * posting_impacts[posting]
+                accumulators[posting_rows[posting]] += weight * np.float32(posting_impacts[posting])
         if not touched:
             continue
         threshold = top_scores[0] if size == k else np.float32(0.0)
@@ -165,18 +169,19 @@ def search_run(
     rows = np.empty(len(scores), np.int64)
     size = 0
     for part in run:
-        segment = part.segment
+        postings = part.segment.postings
         size = search_windows(
             part.first,
             part.last,
             part.first_row,
-            segment.window_documents,
-            segment.window_terms,
-            segment.window_postings,
-            segment.term_units,
-            segment.term_starts,
-            segment.posting_rows,
-            segment.posting_impacts,
+            postings.window_documents,
+            postings.window_terms,
+            postings.window_postings,
+            postings.term_units,
+            postings.term_starts,
+            postings.posting_rows,
+            postings.posting_impacts,
+            postings.window_steps,
             allowed.get(part.first_row, _ALL),
             units,
             weights,

@@ -75,7 +75,7 @@ def test_an_unknown_version_is_refused(index: Path) -> None:
     manifest = orjson.loads((index / "manifest.json").read_bytes())
     (index / "manifest.json").write_bytes(orjson.dumps({**manifest, "version": 99}))
     for open_it in (SparseIndex.open, IndexWriter.open):
-        with pytest.raises(FormatError, match="version 99, but this lexpert reads version 1"):
+        with pytest.raises(FormatError, match="version 99, but this lexpert reads version 2"):
             open_it(index)
 
 

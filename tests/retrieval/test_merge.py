@@ -12,6 +12,7 @@ import retrieval.index.merge
 from retrieval import IndexWriter, SparseIndex
 from retrieval.index.manifest import read_manifest
 from retrieval.index.segment import Segment
+from retrieval.index.window_postings import WindowPostings
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,7 @@ def test_small_bounds_give_small_windows_and_the_same_index(
     manifest = read_manifest(path)
     (entry,) = manifest.segments
     segment = Segment(path, entry, manifest.fields, stored=True)
-    windows = zip(np.diff(segment.window_postings), np.diff(segment.window_documents), strict=True)
+        assert isinstance(segment.postings, WindowPostings)
+    windows = zip(np.diff(segment.postings.window_postings), np.diff(segment.window_documents), strict=True)
     # Windows are joined within the bound, and never split: the largest that went in had 17 documents.
     assert all(size <= postings or rows <= 17 for size, rows in windows)
