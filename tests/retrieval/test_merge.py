@@ -60,7 +60,7 @@ def test_small_bounds_give_small_windows_and_the_same_index(
     manifest = read_manifest(path)
     (entry,) = manifest.segments
     segment = Segment(path, entry, manifest.fields, stored=True)
-        assert isinstance(segment.postings, WindowPostings)
+    assert isinstance(segment.postings, WindowPostings)
     windows = zip(np.diff(segment.postings.window_postings), np.diff(segment.window_documents), strict=True)
     # Windows are joined within the bound, and never split: the largest that went in had 17 documents.
     assert all(size <= postings or rows <= 17 for size, rows in windows)
