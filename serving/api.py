@@ -53,19 +53,18 @@ class Api:
                 return
 
     async def _handle(self, request: Request, send: Send) -> None:
-        method = request.scope["method"]
         try:
-            response = await self._answer(method, request)
+            response = await self._answer(request)
         except (ClientGoneError, WorkStoppedError):
             return
         except ApiError as error:
             response = self._refuse(request, error)
-        await response.send(send, without_body=method == "HEAD")
+        await response.send(request, send)
 
-    async def _answer(self, method: str, request: Request) -> Response:
+    async def _answer(self, request: Request) -> Response:
         """Find and run the handler; everything that it may raise becomes an ApiError."""
         try:
-            handler, request.path_parameters = ROUTER.find(method, request.scope["path"])
+            handler, request.path_parameters = ROUTER.find(request.scope["method"], request.scope["path"])
             return await handler(self.state, request)
         except (ApiError, ClientGoneError, WorkStoppedError):
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message as HeaderSection
 from typing import Any, Generic, TypeVar
@@ -27,6 +28,11 @@ Header = tuple[bytes, bytes]
 State = TypeVar("State")
 
 
+UNREAD_S = 5.0
+"""How long a body that nobody wants is taken in after its answer. A time and no length: clients that send all of
+it before they read come to their end, and nothing of it is kept."""
+
+
 class ClientGoneError(Exception):
     """The client closed the connection before its request was complete; nobody waits for an answer."""
 
@@ -38,6 +44,7 @@ class Request:
     scope: Scope
     receive: Receive
     path_parameters: dict[str, str] = field(default_factory=dict)
+    _is_read: bool = False
 
     def header(self, name: bytes) -> str | None:
         """The value of a header (name in lower case), or None."""
@@ -76,7 +83,6 @@ class Request:
                 408,
                 "timeout",
                 f"the body did not come to its end within {timeout_s:g} s; send it faster, or less of it",
-                headers=[(b"connection", b"close")],
             ) from None
 
     async def _body(self, max_bytes: int) -> bytes:
@@ -86,10 +92,26 @@ class Request:
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             chunks += message.get("body", b"")
+            self._is_read = not message.get("more_body", False)
             if len(chunks) > max_bytes:
                 raise too_large(max_bytes)
-            if not message.get("more_body", False):
+            if self._is_read:
                 return bytes(chunks)
+
+    def has_unread_body(self) -> bool:
+        """Whether a body was announced and not read to its end."""
+        if self._is_read:
+            return False
+        length, encoding = self.header(b"content-length"), self.header(b"transfer-encoding")
+        return length not in (None, "0") or encoding is not None
+
+    async def discard_body(self, timeout_s: float) -> None:
+        """Read on and keep nothing, until the body ends, the client goes or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self._is_read:
+                    message = await self.receive()
+                    self._is_read = not message.get("more_body", False)
 
 
 def require_json(content_type: str | None, content_encoding: str | None) -> None:
@@ -126,7 +148,6 @@ def too_large(max_bytes: int) -> ApiError:
         413,
         "body_too_large",
         f"the body is longer than the {max_bytes:,} bytes that this server takes; split the request",
-        headers=[(b"connection", b"close")],
     )
 
 
@@ -142,15 +163,28 @@ class Response:
     def json(cls, value: Any, status: int = 200) -> Response:
         return cls(status, orjson.dumps(value))
 
-    async def send(self, send: Send, without_body: bool = False) -> None:
+    async def send(self, request: Request, send: Send) -> None:
+        """Answer a request, also one whose body is not read to its end.
+
+        A connection that is closed while data comes in is reset, and a proxy or client that still sends may then
+        lose what it has not read of the answer. So the whole answer goes out at once, but the response ends,
+        and with it the connection, only when the rest of the body has come and is thrown away.
+        """
+        is_unread = request.has_unread_body()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(self.body)),
             (b"x-content-type-options", b"nosniff"),
             *self.headers,
         ]
+        if is_unread:
+            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if without_body else self.body})
+        body = b"" if request.scope["method"] == "HEAD" else self.body
+        await send({"type": "http.response.body", "body": body, "more_body": is_unread})
+        if is_unread:
+            await request.discard_body(UNREAD_S)
+            await send({"type": "http.response.body", "body": b""})
 
 
 Handler = Callable[[State, Request], Awaitable[Response]]

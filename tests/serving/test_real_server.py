@@ -93,6 +93,18 @@ def test_a_body_over_the_limit_is_refused_without_reading_all_of_it(client: http
         assert response.json()["error"]["code"] == "body_too_large"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", "/v1/indexes/docs/search", 415), ("POST", "/nothing", 404), ("PUT", "/v1/encode", 405)],
+)
+def test_a_long_body_that_nobody_wants_does_not_cost_its_answer(
+    client: httpx.Client, method: str, path: str, status: int
+) -> None:
+    response = client.request(method, path, content=b" " * (8 << 20))
+    assert response.status_code == status
+    assert response.headers["x-request-id"] == response.json()["error"]["request_id"]
+
+
 def test_a_request_id_goes_there_and_back_once(client: httpx.Client) -> None:
     response = client.get("/health", headers={"x-request-id": "one-two"})
     assert response.headers.get_list("x-request-id") == ["one-two"]
