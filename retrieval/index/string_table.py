@@ -75,6 +75,55 @@ def find_strings(
 
 
 @numba.njit(nogil=True, cache=True)
+def find_sorted_strings(
+    data: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+    order: NDArray[np.uint32],
+    wanted_data: NDArray[np.uint8],
+    wanted_offsets: NDArray[np.int64],
+    wanted_hashes: NDArray[np.uint64],
+    wanted_order: NDArray[np.uint32],
+) -> NDArray[np.int64]:
+    """`find_strings` for strings whose hashes are in order: one walk through both tables, without jumps.
+
+    `wanted_order` holds the number of the string of each of `wanted_hashes`; the result is by that number.
+    """
+    found = np.full(len(wanted_hashes), -1, np.int64)
+    low = 0
+    for index in range(len(wanted_hashes)):
+        wanted = wanted_hashes[index]
+        # Galloping: a table that is far longer than what is wanted is not read as a whole.
+        step = 1
+        while low + step < len(hashes) and hashes[low + step] < wanted:
+            low += step
+            step *= 2
+        high = min(low + step, len(hashes))
+        while low < high:
+            middle = (low + high) // 2
+            if hashes[middle] < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        place = low
+        start = wanted_offsets[wanted_order[index]]
+        length = wanted_offsets[wanted_order[index] + 1] - start
+        while place < len(hashes) and hashes[place] == wanted:
+            number = order[place]
+            begin = offsets[number]
+            same = offsets[number + 1] - begin == length
+            position = 0
+            while same and position < length:
+                same = data[begin + position] == wanted_data[start + position]
+                position += 1
+            if same:
+                found[wanted_order[index]] = number
+                break
+            place += 1
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
 def gather_strings(
     data: NDArray[np.uint8], offsets: NDArray[np.int64], numbers: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -170,6 +219,14 @@ class StringTable(Sequence[str]):
         """`find` for strings that are packed already."""
         columns = (self.data, self.offsets, self.hashes, self.order)
         found: NDArray[np.int64] = find_strings(*columns, data, offsets, hash_strings(data, offsets))
+        return found
+
+    def find_table(self, other: StringTable) -> NDArray[np.int64]:
+        """`find` for all strings of another table, several times faster where both are long."""
+        found: NDArray[np.int64] = find_sorted_strings(
+            *(self.data, self.offsets, self.hashes, self.order),
+            *(other.data, other.offsets, other.hashes, other.order),
+        )
         return found
 
 

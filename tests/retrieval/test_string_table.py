@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.index.arrays import ArrayFolderWriter
-from retrieval.index.string_table import StringTable, StringTableWriter, pack_strings
+from retrieval.index.string_table import StringTable, StringTableWriter, find_strings, pack_strings
 
 STRINGS = st.text(max_size=6)
 
@@ -32,24 +32,24 @@ def test_lookups_in_both_directions(strings: list[str], others: list[str], rando
     assert table.take(np.array(chosen, np.int64)) == [strings[number] for number in chosen]
 
 
+@given(st.sets(st.integers(0, 400)), st.sets(st.integers(0, 400), max_size=20))
+def test_a_table_is_looked_up_in_another_as_its_strings_are(here: set[int], wanted: set[int]) -> None:
+    for one, other in ((here, wanted), (wanted, here)):
+        table = StringTable.from_strings(list(map(str, one)))
+        strings = list(map(str, other))
+        assert table.find_table(StringTable.from_strings(strings)).tolist() == table.find(strings).tolist()
+
+
 def test_equal_hashes_are_told_apart() -> None:
     """A table in which every string has the same hash, as if they all collided."""
-    strings = ["one", "two", "three"]
-    data, offsets = pack_strings(strings)
-    wanted_data, wanted_offsets = pack_strings(["two", "four", "one", "thre"])
-    from retrieval.index.string_table import find_strings
-
-    same = np.zeros(3, np.uint64)
-    found = find_strings(
-        data,
-        offsets,
-        same,
-        np.array([2, 0, 1], np.uint32),
-        wanted_data,
-        wanted_offsets,
-        np.zeros(4, np.uint64),
+    same, order = np.zeros(3, np.uint64), np.array([2, 0, 1], np.uint32)
+    table = StringTable(*pack_strings(["one", "two", "three"]), same, order)
+    wanted = StringTable(
+        *pack_strings(["two", "four", "one", "thre"]), np.zeros(4, np.uint64), np.arange(4, dtype=np.uint32)
     )
-    assert found.tolist() == [1, -1, 0, -1]
+    columns = (table.data, table.offsets, table.hashes, table.order)
+    found = find_strings(*columns, wanted.data, wanted.offsets, wanted.hashes)
+    assert found.tolist() == table.find_table(wanted).tolist() == [1, -1, 0, -1]
 
 
 @settings(max_examples=30, deadline=None)
