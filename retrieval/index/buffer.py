@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ OBJECT_BYTES = 320
 FIELD_BYTES = 40
 """The same of a field's value."""
 
+NOTHING_STORED = b"{}"
+"""What is stored of a document without title and text."""
+
 
 class DocumentBuffer:
     """Buffered documents; adding an id again replaces the earlier document."""
@@ -34,9 +38,11 @@ class DocumentBuffer:
         self._ids: list[str] = []
         self._stored: list[bytes] = []
         self._field_values: dict[str, list[Any]] = {name: [] for name in fields}
-        self._activations: list[SparseActivations] = []
+        self._batches: deque[SparseActivations] = deque()
         self._lengths: list[NDArray[np.int64]] = []
         self._row_of: dict[str, int] = {}
+        self._first_row = 0
+        """Row of the first of the batches."""
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -45,43 +51,53 @@ class DocumentBuffer:
 
     def add(
         self,
-        documents: Sequence[Document],
+        ids: Sequence[str],
+        documents: Sequence[Document] | None,
         activations: SparseActivations,
-        lengths: NDArray[np.int64] | None,
+        lengths: NDArray[np.int64] | None = None,
     ) -> int:
-        """Append encoded documents and return how many replaced a buffered one."""
+        """Append encoded documents and return how many replaced a buffered one.
+
+        Args:
+            ids: one a document.
+            documents: what to store and filter by, one a row; None for nothing.
+            activations: one row a document. Kept, not copied: the caller must not change it any more.
+            lengths: where `activations` are counts that wait for statistics.
+        """
         # Everything that can be refused is checked before anything is taken, so that a caller who goes on after
         # a refused batch still has what he had.
-        stored = [self._stored_bytes(document) for document in documents] if self._store else []
-        values = {
-            name: [_checked_value(document, name, kind) for document in documents]
-            for name, kind in self._fields.items()
-        }
-        replaced = 0
-        for document in documents:
-            identifier = document["_id"]
-            replaced += identifier in self._row_of
-            self._row_of[identifier] = len(self._ids)
-            self._ids.append(identifier)
-            self.bytes += OBJECT_BYTES + len(identifier)
+        if documents is None:
+            stored = [NOTHING_STORED] * len(ids) if self._store else []
+            values: dict[str, list[Any]] = {name: [None] * len(ids) for name in self._fields}
+        else:
+            pairs = list(zip(ids, documents, strict=True))
+            stored = [self._stored_bytes(*pair) for pair in pairs] if self._store else []
+            values = {
+                name: [_checked_value(identifier, document, name, kind) for identifier, document in pairs]
+                for name, kind in self._fields.items()
+            }
+        before, first = len(self._row_of), len(self._ids)
+        self._row_of.update(zip(ids, range(first, first + len(ids)), strict=True))
+        self._ids += ids
+        self.bytes += OBJECT_BYTES * len(ids) + sum(map(len, ids))
         self._stored += stored
         for name, column in self._field_values.items():
             column += values[name]
             self.bytes += sum(
                 FIELD_BYTES + (len(value) if isinstance(value, str) else 0) for value in values[name]
             )
-        self._activations.append(activations)
+        self._batches.append(activations)
         if lengths is not None:
             self._lengths.append(lengths)
         self.bytes += activations.units.nbytes + activations.weights.nbytes + sum(map(len, stored))
-        return replaced
+        return len(ids) - (len(self._row_of) - before)
 
-    def _stored_bytes(self, document: Document) -> bytes:
+    def _stored_bytes(self, identifier: str, document: Document) -> bytes:
         try:
             encoded = orjson.dumps({key: document[key] for key in self._store if document.get(key)})
         except TypeError:
             raise InputError(
-                f"document {document['_id']!r}: its title or text holds half of a surrogate pair, "
+                f"document {identifier!r}: its title or text holds half of a surrogate pair, "
                 "which is no valid Unicode; remove it"
             ) from None
         # A copy: the object that orjson returns keeps the kilobytes that it was written into.
@@ -91,31 +107,39 @@ class DocumentBuffer:
         """Take a document out again; whether it was there."""
         return self._row_of.pop(identifier, None) is not None
 
-    @property
-    def ids(self) -> list[str]:
-        """Ids of the documents that are not replaced or discarded."""
-        return list(self._row_of)
-
     def runs(self, num_units: int) -> Iterator[DocumentRun]:
         """The documents as runs of one window each, in the order they came; the buffer can be used once."""
         keep = np.sort(np.fromiter(self._row_of.values(), np.int64, len(self._row_of)))
-        activations = _concatenate(self._activations, num_units)
-        self._activations.clear()
         lengths = np.concatenate(self._lengths) if self._lengths else None
         for start in range(0, len(keep), WINDOW_DOCUMENTS):
             rows = keep[start : start + WINDOW_DOCUMENTS]
-            contiguous = int(rows[-1]) - int(rows[0]) + 1 == len(rows)
             yield DocumentRun(
                 ids=[self._ids[row] for row in rows],
-                activations=activations[int(rows[0]) : int(rows[-1]) + 1]
-                if contiguous
-                else activations[rows],
+                activations=self._take_rows(rows, num_units),
                 stored=self._stored_run(rows) if self._store else None,
                 field_values={
                     name: [values[row] for row in rows] for name, values in self._field_values.items()
                 },
                 lengths=lengths[rows] if lengths is not None else None,
             )
+
+    def _take_rows(self, rows: NDArray[np.int64], num_units: int) -> SparseActivations:
+        """The vectors of some rows (ascending), and the end of those batches that lie before the last of them."""
+        parts = []
+        while len(rows):
+            batch = self._batches[0]
+            here = int(np.searchsorted(rows, self._first_row + batch.num_rows))
+            if here:
+                local = rows[:here] - self._first_row
+                is_range = int(local[-1]) - int(local[0]) + 1 == here
+                parts.append(batch[int(local[0]) : int(local[-1]) + 1] if is_range else batch[local])
+            if here < len(rows):
+                self._first_row += batch.num_rows
+                self._batches.popleft()
+            rows = rows[here:]
+        # The vocabulary may have grown between batches; all are as wide as the last.
+        taken = SparseActivations.concat(parts)
+        return SparseActivations(taken.indptr, taken.units, taken.weights, num_units)
 
     def _stored_run(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         stored = [self._stored[row] for row in rows]
@@ -124,14 +148,7 @@ class DocumentBuffer:
         return np.frombuffer(b"".join(stored), np.uint8), offsets
 
 
-def _checked_value(document: Document, name: str, kind: FieldKind) -> Any:
+def _checked_value(identifier: str, document: Document, name: str, kind: FieldKind) -> Any:
     value = document.get(name)
-    check_value(name, kind, value, document["_id"])
+    check_value(name, kind, value, identifier)
     return value
-
-
-def _concatenate(batches: Sequence[SparseActivations], num_units: int) -> SparseActivations:
-    # The vocabulary may have grown between batches; all are as wide as the last.
-    return SparseActivations.concat(
-        [SparseActivations(batch.indptr, batch.units, batch.weights, num_units) for batch in batches]
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from retrieval.index.manifest import MANIFEST_FILE, Manifest
@@ -10,10 +11,13 @@ from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER
 from retrieval.index.stored_encoder import ENCODER_FOLDER
 
 
-def collect_garbage(index: Path, manifest: Manifest | None) -> None:
-    """Remove what `manifest` does not refer to; only for who holds the writer's lock."""
+def collect_garbage(index: Path, manifest: Manifest | None, unfinished: Collection[str] = ()) -> None:
+    """Remove what `manifest` does not refer to; only for who holds the writer's lock.
+
+    `unfinished` names segments that are being written, to be kept.
+    """
     entries = manifest.segments if manifest else []
-    wanted = {entry.name for entry in entries}
+    wanted = {*unfinished, *(entry.name for entry in entries)}
     wanted |= {entry.deletes.name for entry in entries if entry.deletes}
     for folder in (index / SEGMENTS_FOLDER, index / DELETES_FOLDER):
         for path in folder.iterdir() if folder.is_dir() else ():

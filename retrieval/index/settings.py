@@ -11,17 +11,23 @@ from retrieval.index.fields import check_fields
 from retrieval.index.impact_codec import ImpactCodec, checked_codec
 from retrieval.index.lock import LOCK_FILE
 from retrieval.index.manifest import MANIFEST_FILE, FieldKind
+from retrieval.index.merge_policy import MergePolicy
 from runtime.cores import available_cores
 from runtime.errors import ConflictError, UsageError
 
 STORABLE = ("title", "text")
 
+MERGE_POLICY = MergePolicy()
 DEFAULT_MEMORY = 1 << 30
 MINIMUM_MEMORY = 512 << 20
 OVERHEAD_BYTES = 384 << 20
 """What is needed beside the buffer: interpreter, libraries, and the temporaries of inverting one window."""
-COPIES = 3.5
-"""Buffers alive at once: one filling, one being inverted, and the copies made on the way."""
+COPIES = 1.5
+"""Buffers alive for one that is being inverted: itself, and what is copied on the way."""
+MERGE_BYTES = 192 << 20
+"""What a merge in the background takes."""
+MAX_BUILDERS = 4
+"""Threads that invert buffers. One keeps up with a writer that takes some 300,000 vectors a second."""
 WORKER_BYTES = 192 << 20
 """What a process that analyses text takes, with the words that it remembers."""
 
@@ -36,6 +42,7 @@ class WriterSettings:
         impacts: how impacts are stored; see `impact_codec`.
         memory: bytes to stay within.
         workers: processes that analyse text; 1 is the writer's own.
+        merge_policy: when segments are merged in the background; None for never.
     """
 
     fields: Mapping[str, FieldKind]
@@ -43,6 +50,7 @@ class WriterSettings:
     impacts: ImpactCodec
     memory: int
     workers: int
+    merge_policy: MergePolicy | None
 
     @classmethod
     def checked(
@@ -52,6 +60,7 @@ class WriterSettings:
         impacts: str,
         memory: int,
         workers: int | None,
+        merge_policy: MergePolicy | None,
     ) -> Self:
         """Check what a caller gave.
 
@@ -74,14 +83,24 @@ class WriterSettings:
             checked_codec(impacts),
             memory,
             workers or _fitting_workers(memory),
+            merge_policy,
         )
 
     @property
-    def buffer_bytes(self) -> int:
-        """Size that the buffer of encoded documents may reach before it is written."""
-        processes = self.workers * WORKER_BYTES if self.workers > 1 else 0
-        left = self.memory - OVERHEAD_BYTES - processes
-        return int(max(left, MINIMUM_MEMORY - OVERHEAD_BYTES) / COPIES)
+    def builders(self) -> int:
+        """Threads that invert buffers."""
+        return max(1, min(MAX_BUILDERS, available_cores() // 4))
+
+    def buffer_bytes(self, counts_text: bool) -> int:
+        """Size that the buffer of encoded documents may reach before it is written.
+
+        Args:
+            counts_text: whether the workers are used.
+        """
+        left = self.memory - OVERHEAD_BYTES
+        left -= self.workers * WORKER_BYTES if counts_text and self.workers > 1 else 0
+        left -= MERGE_BYTES if self.merge_policy is not None else 0
+        return int(max(left, MINIMUM_MEMORY - OVERHEAD_BYTES) / (1 + COPIES * self.builders))
 
 
 def _fitting_workers(memory: int) -> int:

@@ -16,26 +16,33 @@ from numpy.typing import NDArray
 from retrieval.documents import BATCH_DOCUMENTS, Document, check_document, document_batches, document_text
 from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.arrays import sync_folder
+from retrieval.index.background_merge import Merging
 from retrieval.index.buffer import DocumentBuffer
 from retrieval.index.garbage import collect_garbage
 from retrieval.index.lock import WriterLock
 from retrieval.index.manifest import (
     EncoderEntry,
     Manifest,
+    SegmentEntry,
     SourceEntry,
     read_manifest,
     write_manifest,
 )
 from retrieval.index.merge import merge_segments
+from retrieval.index.merge_policy import MergePolicy
 from retrieval.index.scorable import scorable
 from retrieval.index.segment import SEGMENTS_FOLDER, Segment
 from retrieval.index.segment_writer import SegmentWriter
-from retrieval.index.settings import DEFAULT_MEMORY, STORABLE, WriterSettings, check_folder
+from retrieval.index.settings import DEFAULT_MEMORY, MERGE_POLICY, STORABLE, WriterSettings, check_folder
 from retrieval.index.statistics import CountedSegment, collection_statistics, weigh_segment
 from retrieval.index.stored_encoder import StoredEncoder, store_encoder
 from retrieval.index.writer_segment import WriterSegment
 from runtime.activations import SparseActivations
 from runtime.errors import FormatError, InputError, NotFoundError, UsageError
+
+BATCH_ROWS = 1 << 14
+BATCH_POSTINGS = 1 << 20
+"""Vectors that are taken at a time: few enough that the buffer does not grow far beyond its bound."""
 
 MODEL_BATCH_DOCUMENTS = 256
 """Documents that a model encodes at a time: enough to sort by length, few enough for progress and commits."""
@@ -68,6 +75,9 @@ class IndexWriter:
     Use it as a context manager: leaving it commits, leaving it by an exception gives up what was not
     committed. One writer per index at a time, across processes; readers are never in the way.
 
+    Segments are merged in the background, as `merge_policy` says, while documents are added. A merge that is done
+    enters with the next commit; leaving the context, or `finish_merges`, waits for those that go on.
+
     Documents are ``{"_id", "title", "text", …}``; an id that is there already is replaced.
     """
 
@@ -87,7 +97,9 @@ class IndexWriter:
         self.impacts = settings.impacts
         self._lock = lock
         self._workers = settings.workers
-        self._buffer_bytes = settings.buffer_bytes
+        self._buffer_bytes = settings.buffer_bytes(
+            counts_text=isinstance(encoder, (CountingEncoder, StoredEncoder))
+        )
         self._generation = committed.generation if committed else 0
         self._source = committed.source if committed else None
         self._is_new = committed is None
@@ -99,9 +111,13 @@ class IndexWriter:
         )
         self._segments = [WriterSegment(path, entry) for entry in committed.segments] if committed else []
         self._buffer = DocumentBuffer(self.fields, self.store)
-        self._builder = ThreadPoolExecutor(1, thread_name_prefix="segment")
-        self._building: tuple[Future[WriterSegment], list[str]] | None = None
+        self._builders = settings.builders
+        self._builder = ThreadPoolExecutor(self._builders, thread_name_prefix="segment")
+        self._building: deque[Future[WriterSegment]] = deque()
         self._segment_number = 0
+        self._merging = Merging(
+            path, settings.merge_policy, self._next_segment_name, self._open_segment, self._merge_opened
+        )
         self._report = CommitReport(self._generation)
 
     # Opening and closing
@@ -117,6 +133,7 @@ class IndexWriter:
         impacts: str = "float32",
         memory: int = DEFAULT_MEMORY,
         workers: int | None = None,
+        merge_policy: MergePolicy | None = MERGE_POLICY,
         overwrite: bool = False,
     ) -> Self:
         """Start a new index.
@@ -132,6 +149,7 @@ class IndexWriter:
             memory: bytes that the writer and its workers should stay within, whatever the size of the
                 collection (a large vocabulary of a counting encoder and the weights of a model come on top).
             workers: processes that analyse text; default: one a core, as far as `memory` allows.
+            merge_policy: when segments are merged in the background; None for never.
             overwrite: replace an index that is there; it stays readable until the first commit.
 
         Raises:
@@ -139,7 +157,7 @@ class IndexWriter:
             UsageError: a bad field, store or memory setting.
         """
         path = Path(path)
-        settings = WriterSettings.checked(fields or {}, store, impacts, memory, workers)
+        settings = WriterSettings.checked(fields or {}, store, impacts, memory, workers, merge_policy)
         check_folder(path, overwrite)
         lock = WriterLock(path)
         try:
@@ -160,8 +178,9 @@ class IndexWriter:
         encoder: SparseEncoder | None = None,
         memory: int = DEFAULT_MEMORY,
         workers: int | None = None,
+        merge_policy: MergePolicy | None = MERGE_POLICY,
     ) -> Self:
-        """Open an index to change it.
+        """Open an index to change it; the arguments are those of `create`.
 
         Raises:
             NotFoundError: there is no index.
@@ -169,14 +188,14 @@ class IndexWriter:
             FormatError: it is damaged or of an unknown version.
         """
         path = Path(path)
-        WriterSettings.checked({}, (), "float32", memory, workers)
+        WriterSettings.checked({}, (), "float32", memory, workers, merge_policy)
         read_manifest(path)  # says what is wrong with the folder before a lock file is made in it
         lock = WriterLock(path)
         try:
             committed = read_manifest(path)
             opened = StoredEncoder(path, committed.encoder, encoder)
             settings = WriterSettings.checked(
-                committed.fields, committed.store, committed.impacts, memory, workers
+                committed.fields, committed.store, committed.impacts, memory, workers, merge_policy
             )
             writer = cls(path, lock, opened, committed, settings)
             collect_garbage(path, committed)
@@ -192,14 +211,15 @@ class IndexWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None and self.has_changes:
-                self.commit()
+            if kind is None:
+                self.finish_merges()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Give up what was not committed and let other writers in."""
-        self._builder.shutdown(wait=True)
+        """Give up what was not committed, merges too, and let other writers in."""
+        self._merging.abandon()
+        self._builder.shutdown(wait=True, cancel_futures=True)
         self._lock.release()
         self._is_closed = True
 
@@ -240,7 +260,7 @@ class IndexWriter:
             check_document(document, f"document {number}") for number, document in enumerate(documents, 1)
         )
         for batch, activations, lengths in self._encoded(checked):
-            self._take(batch, activations, lengths)
+            self._take([document["_id"] for document in batch], batch, activations, lengths)
             if advance:
                 advance(len(batch))
 
@@ -265,14 +285,21 @@ class IndexWriter:
             )
         if isinstance(self.encoder, CountingEncoder) and not self.encoder.is_fitted:
             raise UsageError("vectors cannot be added to an index whose encoder is not fitted yet")
+        for row, identifier in enumerate(ids):
+            if type(identifier) is not str or not identifier:
+                check_document({"_id": identifier}, f"row {row}")
+        for row, document in enumerate(documents or ()):
+            check_document({**document, "_id": ids[row]}, f"row {row}")
         rows = scorable(activations, max(len(self.encoder.vocabulary), 1))
-        for start in range(0, len(ids), BATCH_DOCUMENTS):
-            end = min(start + BATCH_DOCUMENTS, len(ids))
-            batch = [
-                check_document({**(documents[row] if documents else {}), "_id": ids[row]}, f"row {row}")
-                for row in range(start, end)
-            ]
-            self._take(batch, rows[start:end], None)
+        start = 0
+        while start < len(ids):
+            fitting = int(np.searchsorted(rows.indptr, rows.indptr[start] + BATCH_POSTINGS, side="right")) - 1
+            end = min(max(fitting, start + 1), start + BATCH_ROWS, len(ids))
+            part = rows[start:end]
+            # Copied: the buffer outlives this call, and the caller may use his arrays again.
+            kept = SparseActivations(part.indptr, part.units.copy(), part.weights.copy(), part.num_units)
+            self._take(ids[start:end], documents[start:end] if documents is not None else None, kept)
+            start = end
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents by id and return how many were there."""
@@ -297,18 +324,36 @@ class IndexWriter:
         self._flush()
         self._finish_building()
         self._weigh_counted()
-        generation = self._generation + 1
-        for segment in self._segments:
-            segment.write_deletes(self.path, generation)
-        segments = [segment for segment in self._segments if segment.live]
         if source is not None:
             self._source = source
         elif self._has_changed_documents:
             # Changed by hand since: no longer what a build of that corpus would give.
             self._source = None
-        self._publish(generation, segments)
+        self._publish()
+        generation = self._generation
         report, self._report = replace(self._report, generation=generation), CommitReport(generation)
+        self._merging.step(self._segments)
         return report
+
+    def finish_merges(self, advance: Callable[[int], None] | None = None) -> CommitReport:
+        """Commit, then wait until all is merged that the policy asks for, and commit that. Results stay the same.
+
+        `advance` is called, in another thread, with the number of documents done since the last call.
+
+        Raises:
+            LexpertError: a merge failed, now or since the last call; nothing that was committed is lost.
+        """
+        self._check_open()
+        report = self.commit() if self.has_changes else CommitReport(self._generation)
+        if self._merging.is_busy:
+            self._merging.advance = advance
+            try:
+                self._merging.finish(self._segments)
+            finally:
+                self._merging.advance = None
+            if self._merging.has_result:
+                self._publish()
+        return replace(report, generation=self._generation)
 
     def merge(self, advance: Callable[[int], None] | None = None) -> CommitReport:
         """Commit, then rewrite all segments as one, without deleted documents. Results stay the same.
@@ -316,22 +361,20 @@ class IndexWriter:
         `advance` is called with the number of documents done since the last call.
         """
         self._check_open()
+        self._merging.abandon()
         report = self.commit() if self.has_changes else CommitReport(self._generation)
+        self._merging.abandon()
         if len(self._segments) > 1 or any(segment.deleted.any() for segment in self._segments):
-            opened = [
-                Segment(self.path, segment.entry, self.fields, bool(self.store)) for segment in self._segments
-            ]
-            entry = merge_segments(
-                self.path,
-                self._next_segment_name(),
-                opened,
-                self.fields,
-                self._num_units,
-                advance,
-                impacts=self.impacts,
-            )
-            self._publish(self._generation + 1, [WriterSegment(self.path, entry)])
+            opened = [self._open_segment(segment) for segment in self._segments]
+            entry = self._merge_opened(self._next_segment_name(), opened, advance)
+            self._segments = [WriterSegment(self.path, entry)]
+            self._publish()
         return replace(report, generation=self._generation)
+
+    @property
+    def is_merging(self) -> bool:
+        """Whether `finish_merges` has anything to do."""
+        return self._merging.is_busy
 
     # Inside
 
@@ -360,12 +403,16 @@ class IndexWriter:
                 yield waiting.popleft(), counts, lengths
 
     def _take(
-        self, documents: Sequence[Document], activations: SparseActivations, lengths: NDArray[np.int64] | None
+        self,
+        ids: Sequence[str],
+        documents: Sequence[Document] | None,
+        activations: SparseActivations,
+        lengths: NDArray[np.int64] | None = None,
     ) -> None:
-        replaced = self._buffer.add(documents, activations, lengths)
+        replaced = self._buffer.add(ids, documents, activations, lengths)
         self._report = replace(
             self._report,
-            added=self._report.added + len(documents),
+            added=self._report.added + len(ids),
             replaced=self._report.replaced + replaced,
             empty=self._report.empty + int(np.count_nonzero(np.diff(activations.indptr) == 0)),
         )
@@ -373,14 +420,15 @@ class IndexWriter:
             self._flush()
 
     def _flush(self) -> None:
-        """Hand the buffer to the background thread, which inverts and writes it as a segment."""
-        self._finish_building()
+        """Hand the buffer to a background thread, which inverts and writes it as a segment."""
         if not len(self._buffer):
             return
+        while len(self._building) >= self._builders:
+            self._finish_oldest()
         buffer, self._buffer = self._buffer, DocumentBuffer(self.fields, self.store)
         name, num_units = self._next_segment_name(), len(self.encoder.vocabulary)
         counted = isinstance(self.encoder, CountingEncoder) and not self.encoder.is_fitted
-        self._building = self._builder.submit(self._build, buffer, name, num_units, counted), buffer.ids
+        self._building.append(self._builder.submit(self._build, buffer, name, num_units, counted))
 
     def _build(self, buffer: DocumentBuffer, name: str, num_units: int, counted: bool) -> WriterSegment:
         with SegmentWriter(self.path, name, self.fields, counted, self.impacts) as writer:
@@ -389,14 +437,26 @@ class IndexWriter:
             return WriterSegment(self.path, writer.close())
 
     def _finish_building(self) -> None:
-        if self._building is None:
-            return
-        future, ids = self._building
-        self._building = None
-        built = future.result()
-        replaced = sum(segment.delete(ids) for segment in self._segments)
+        while self._building:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        """Wait for the segment that has been longest in the making, and append it to the others."""
+        built = self._building.popleft().result()
+        replaced = sum(segment.delete_all_of(built) for segment in self._segments)
         self._report = replace(self._report, replaced=self._report.replaced + replaced)
         self._segments.append(built)
+        self._merging.step(self._segments)
+
+    def _open_segment(self, segment: WriterSegment) -> Segment:
+        return Segment(self.path, segment.entry, self.fields, bool(self.store))
+
+    def _merge_opened(
+        self, name: str, segments: Sequence[Segment], advance: Callable[[int], None] | None
+    ) -> SegmentEntry:
+        return merge_segments(
+            self.path, name, segments, self.fields, self._num_units, advance, impacts=self.impacts
+        )
 
     def _weigh_counted(self) -> None:
         """Fit the encoder to all that was counted, and turn the counts into impacts."""
@@ -418,7 +478,12 @@ class IndexWriter:
             for segment, entry in zip(counted, weighed, strict=True):
                 segment.entry = entry
 
-    def _publish(self, generation: int, segments: list[WriterSegment]) -> None:
+    def _publish(self) -> None:
+        """Make the next commit: the segments as they are now, with what is deleted of them."""
+        generation = self._generation + 1
+        for segment in self._segments:
+            segment.write_deletes(self.path, generation)
+        segments = [segment for segment in self._segments if segment.live]
         num_units = self._num_units
         stored, stored_units = self._stored_encoder or (None, 0)
         # Where nothing needed the encoder, it cannot have changed.
@@ -448,7 +513,8 @@ class IndexWriter:
         self._is_new = self._has_moved_encoder = False
         self._stored_encoder = stored, num_units
         self._segments = segments
-        collect_garbage(self.path, manifest)
+        self._merging.has_result = False
+        collect_garbage(self.path, manifest, self._merging.unfinished)
 
     @property
     def _is_encoder_loaded(self) -> bool:

@@ -38,7 +38,13 @@ class WriterSegment:
 
     def delete(self, ids: Sequence[str]) -> int:
         """Mark documents as deleted; how many were there and live."""
-        rows = self.ids.find(ids)
+        return self._delete_rows(self.ids.find(ids))
+
+    def delete_all_of(self, other: WriterSegment) -> int:
+        """The same for the documents of another segment, which take the place of these."""
+        return self._delete_rows(self.ids.find_table(other.ids))
+
+    def _delete_rows(self, rows: NDArray[np.int64]) -> int:
         rows = np.unique(rows[rows >= 0])
         rows = rows[~self.deleted[rows]]
         self.deleted[rows] = True
