@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -20,12 +19,14 @@ import orjson
 from numpy.typing import NDArray
 
 from retrieval.documents import read_jsonl
+from retrieval.encoders.bm25 import TermVocabulary
 from retrieval.encoders.encoder import Vocabulary
-from retrieval.index.arrays import disk_errors, sync_folder
+from retrieval.index.arrays import disk_errors
+from retrieval.interop.whole_file import whole_file
+from retrieval.interop.whole_numbers import SCALE, whole_numbers
 from runtime.activations import SparseActivations
-from runtime.errors import ConflictError, InputError, NotFoundError
+from runtime.errors import InputError, NotFoundError
 
-SCALE = 100.0
 BATCH_ROWS = 1024
 
 
@@ -42,27 +43,26 @@ class AnseriniWriter:
             ConflictError: `path` exists.
             LexpertError: no space is left.
         """
-        if path.exists():
-            raise ConflictError(f"{path} exists; remove it or write to another file")
         self.path = path
         self.dropped = 0
         """Weights that rounded to 0 so far."""
+        self.written = 0
+        """Weights written so far."""
+        self.empty = 0
+        """Rows without a weight so far."""
         self._vocabulary = vocabulary
         self._scale = scale
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        # level 1: vectors compress well at any level, and higher ones cost more than the encoding
-        try:
+        with ExitStack() as leaving:
+            partial = leaving.enter_context(whole_file(path))
+            # level 1: vectors compress well at any level, and higher ones cost more than the encoding
             with disk_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                compressed = path.suffix == ".gz"
                 self._file: Any = (
-                    gzip.open(self._partial, "wb", 1)  # noqa: SIM115  # closed by __exit__
-                    if compressed
-                    else self._partial.open("wb")
+                    gzip.open(partial, "wb", 1)  # noqa: SIM115  # closed by __exit__
+                    if path.suffix == ".gz"
+                    else partial.open("wb")
                 )
-        except BaseException:
-            self._discard()
-            raise
+            leaving.push(self._close)
+            self._leaving = leaving.pop_all()
 
     def append(
         self, ids: Sequence[str], vectors: SparseActivations, contents: Sequence[str] | None = None
@@ -73,7 +73,7 @@ class AnseriniWriter:
             contents: text of each row, kept beside its vector; empty strings by default.
 
         Raises:
-            InputError: ids, rows and texts differ in number.
+            InputError: ids, rows and texts differ in number, or a weight does not fit 32 bits.
         """
         if not len(ids) == vectors.num_rows == len(contents if contents is not None else ids):
             raise InputError(
@@ -81,14 +81,24 @@ class AnseriniWriter:
             )
         texts = contents if contents is not None else [""] * len(ids)
         for identifier, text, (units, weights) in zip(ids, texts, vectors, strict=True):
-            impacts = np.rint(np.asarray(weights, np.float64) * self._scale).astype(np.int64)
+            impacts = whole_numbers(weights, self._scale)
             kept = impacts > 0
-            self.dropped += int(len(kept) - kept.sum())
+            num_kept = int(np.count_nonzero(kept))
+            self.dropped += len(kept) - num_kept
+            self.written += num_kept
+            self.empty += num_kept == 0
             terms = [self._vocabulary.term(unit) for unit in np.asarray(units)[kept].tolist()]
             vector = dict(zip(terms, impacts[kept].tolist(), strict=True))
             line = {"id": identifier, "contents": text, "vector": vector}
+            try:
+                encoded = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+            except TypeError:
+                raise InputError(
+                    f"{identifier!r:.60}, its text or one of its terms holds half of a surrogate pair, "
+                    "which JSON cannot hold"
+                ) from None
             with disk_errors(self.path):
-                self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+                self._file.write(encoded)
 
     def __enter__(self) -> Self:
         return self
@@ -96,26 +106,12 @@ class AnseriniWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._complete()
-        finally:
-            if kind is not None:
-                with suppress(OSError):  # what is left in its buffer need not fit any more
-                    self._file.close()
-            self._discard()
+        self._leaving.__exit__(kind, error, trace)
 
-    def _complete(self) -> None:
-        with disk_errors(self.path):
+    def _close(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # after a failure, what is left in its buffer need not fit any more
+        with suppress(OSError) if kind else disk_errors(self.path):
             self._file.close()
-            with self._partial.open("rb") as file:
-                os.fsync(file.fileno())
-            self._partial.rename(self.path)
-            sync_folder(self.path.parent)
-
-    def _discard(self) -> None:
-        with suppress(OSError):
-            self._partial.unlink()
 
 
 class AnseriniBatch(NamedTuple):
@@ -127,11 +123,18 @@ class AnseriniBatch(NamedTuple):
 
 
 def read_anserini(
-    path: Path, vocabulary: Vocabulary, scale: float = SCALE, num_rows: int = BATCH_ROWS
+    path: Path,
+    vocabulary: Vocabulary,
+    scale: float = SCALE,
+    num_rows: int = BATCH_ROWS,
+    learn: bool = False,
 ) -> Iterator[AnseriniBatch]:
     """Read a JSONL file of vectors, or a folder of them in the order of their names, as a stream.
 
     Weights are divided by `scale`; a weight of 0 is left out.
+
+    Args:
+        learn: tokens that the vocabulary (a `TermVocabulary`) lacks join it instead of being refused.
 
     Raises:
         NotFoundError: no such file, or a folder without JSONL files.
@@ -145,6 +148,9 @@ def read_anserini(
             identifier, text, vector = _checked(value, where)
             ids.append(identifier)
             contents.append(text)
+            if learn:
+                assert isinstance(vocabulary, TermVocabulary)
+                vocabulary.learn(list(vector))
             rows.append(_row(vector, vocabulary, scale, where))
             if len(rows) == num_rows:
                 yield _batch(ids, contents, rows, len(vocabulary))
