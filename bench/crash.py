@@ -2,8 +2,9 @@
 
     python bench/crash.py --kills 200
 
-Half of the kills hit a writer that adds, replaces, deletes, commits and merges; half hit a build from a corpus,
-which is run again by the same call until it is done. Prints what was checked; exit code 1 if anything was lost.
+Half of the kills hit a writer that adds, replaces, deletes and commits while segments are merged in the background,
+and at times merges all; half hit a build from a corpus, which is run again by the same call until it is done. Prints
+what was checked; exit code 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -21,18 +22,23 @@ from retrieval import IndexWriter, SparseIndex
 from retrieval.corpus import JsonlCorpus
 from retrieval.encoders.bm25 import Bm25Encoder
 from retrieval.index.build import build_index
+from retrieval.index.manifest import read_manifest
+from retrieval.index.merge_policy import MergePolicy
 from runtime.errors import NotFoundError
 
 KEPT_COMMITS = 7
 DOCUMENTS_EACH = 40
+EAGER = MergePolicy(segments_per_tier=2, max_deleted=0.05, smallest=1)
+"""Merges nearly all the time."""
 
 
 def write_forever(path: Path) -> None:
     """Commit number n adds its documents, replaces the counter and deletes the documents of commit n - 7."""
     if (path / "manifest.json").exists():
-        writer = IndexWriter.open(path, workers=1)
+        writer = IndexWriter.open(path, workers=1, merge_policy=EAGER)
     else:
-        writer = IndexWriter.create(path, encoder=Bm25Encoder().fit(["commit number counter"]), workers=1)
+        encoder = Bm25Encoder().fit(["commit number counter"])
+        writer = IndexWriter.create(path, encoder=encoder, workers=1, merge_policy=EAGER)
         writer.commit()
     number = committed_number(path)
     while True:
@@ -43,7 +49,13 @@ def write_forever(path: Path) -> None:
         )
         writer.add([{"_id": "counter", "title": str(number), "text": "counter"}])
         writer.delete([f"{number - KEPT_COMMITS}-{place}" for place in range(DOCUMENTS_EACH)])
-        writer.merge() if number % 5 == 0 else writer.commit()
+        match number % 10:
+            case 0:
+                writer.merge()
+            case 5:
+                writer.finish_merges()
+            case _:
+                writer.commit()
         print(number, flush=True)
 
 
@@ -71,8 +83,15 @@ def check(path: Path, acknowledged: int) -> None:
         assert index.num_documents == len(expected) + (number > 0)
 
 
-def kill_writers(path: Path, kills: int, generator: random.Random) -> int:
-    acknowledged = 0
+def unfinished_segments(path: Path) -> int:
+    """Segments that were being written, or merged away, when the writer was killed."""
+    committed = {segment.name for segment in read_manifest(path).segments}
+    return len([folder for folder in (path / "segments").iterdir() if folder.name not in committed])
+
+
+def kill_writers(path: Path, kills: int, generator: random.Random) -> tuple[int, int]:
+    """Commits acknowledged, and kills that came while segments were being written or merged."""
+    acknowledged = interrupted = 0
     for _ in range(kills):
         command = [sys.executable, __file__, "--write", str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
@@ -83,8 +102,9 @@ def kill_writers(path: Path, kills: int, generator: random.Random) -> int:
             numbers = [first, *child.stdout.read().splitlines()]
         complete = [int(line) for line in numbers if line.strip()]
         acknowledged = max([acknowledged, *complete])
+        interrupted += unfinished_segments(path) > 0
         check(path, acknowledged)
-    return acknowledged
+    return acknowledged, interrupted
 
 
 def kill_builds(folder: Path, kills: int, generator: random.Random) -> int:
@@ -153,13 +173,23 @@ def main() -> None:
     if arguments.build:
         path, corpus, kind = arguments.build
         print("started", flush=True)
-        build_index(Path(path), encoder_of(kind), JsonlCorpus(Path(corpus)), workers=1, commit_interval_s=0)
+        build_index(
+            Path(path),
+            encoder_of(kind),
+            JsonlCorpus(Path(corpus)),
+            workers=1,
+            merge_policy=EAGER,
+            commit_interval_s=0,
+        )
         return
     generator = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         half = arguments.kills // 2
-        commits = kill_writers(Path(folder) / "index", half, generator)
-        print(f"{half} kills of a writer: {commits} commits acknowledged, none lost, every state intact")
+        commits, interrupted = kill_writers(Path(folder) / "index", half, generator)
+        print(
+            f"{half} kills of a writer, {interrupted} of them while segments were written or merged: "
+            f"{commits} commits acknowledged, none lost, every state intact"
+        )
         builds = arguments.kills - half
         finished = kill_builds(Path(folder), builds, generator)
         print(

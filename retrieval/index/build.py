@@ -15,7 +15,8 @@ from retrieval.documents import Document
 from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.lock import LOCK_FILE
 from retrieval.index.manifest import MANIFEST_FILE, Manifest, SourceEntry, read_manifest
-from retrieval.index.settings import DEFAULT_MEMORY, STORABLE
+from retrieval.index.merge_policy import MergePolicy
+from retrieval.index.settings import DEFAULT_MEMORY, MERGE_POLICY, STORABLE
 from retrieval.index.writer import CommitReport, IndexWriter
 from runtime.errors import ConflictError, FormatError
 from runtime.progress import Advance, progress
@@ -57,6 +58,7 @@ def build_index(
     fields: Mapping[str, str] | None = None,
     store: Sequence[str] = STORABLE,
     overwrite: bool = False,
+    merge_policy: MergePolicy | None = MERGE_POLICY,
     commit_interval_s: float = COMMIT_INTERVAL_S,
 ) -> BuildReport:
     """Index a corpus into the folder `out`.
@@ -72,14 +74,16 @@ def build_index(
     started = time.monotonic()
     corpus_checksum, encoder_fingerprint = corpus.checksum(), encoder.fingerprint
     fields, store = dict(fields or {}), list(store)
-    previous = _same_build(out, corpus, corpus_checksum, encoder_fingerprint, fields, store, overwrite)
+    previous = same_build(out, corpus, corpus_checksum, encoder_fingerprint, fields, store, overwrite)
     consumed = 0
     if previous is not None and previous.source is not None:
         if previous.source.complete:
             seconds = time.monotonic() - started
             return BuildReport("reused", previous.num_documents, 0, 0, 0, seconds, out)
         consumed = previous.source.consumed
-        writer = IndexWriter.open(out, encoder=encoder, memory=memory, workers=workers)
+        writer = IndexWriter.open(
+            out, encoder=encoder, memory=memory, workers=workers, merge_policy=merge_policy
+        )
         print(f"{out}: continuing after document {consumed:,} of the earlier run", file=sys.stderr)
     else:
         is_leftover = (out / LOCK_FILE).exists() and not (out / MANIFEST_FILE).exists()
@@ -90,6 +94,7 @@ def build_index(
             store=store,
             memory=memory,
             workers=workers,
+            merge_policy=merge_policy,
             overwrite=overwrite,
         )
         if is_leftover:
@@ -98,6 +103,7 @@ def build_index(
         build = _Build(writer, corpus_checksum, encoder_fingerprint, consumed, commit_interval_s)
         with progress("indexing", _remaining(corpus, consumed)) as advance:
             build.run(islice(iter(corpus), consumed, None), advance)
+        finish_merges(writer)
     return BuildReport(
         "continued" if previous else "built",
         read_manifest(out).num_documents,
@@ -107,6 +113,15 @@ def build_index(
         time.monotonic() - started,
         out,
     )
+
+
+def finish_merges(writer: IndexWriter) -> None:
+    """Commit, and wait for the merges that go on, with progress where there are any."""
+    if writer.has_changes:
+        writer.commit()
+    if writer.is_merging:
+        with progress("merging") as advance:
+            writer.finish_merges(advance)
 
 
 class _Build:
@@ -150,7 +165,7 @@ def _remaining(corpus: Corpus, consumed: int) -> int | None:
     return None if corpus.num_documents is None else corpus.num_documents - consumed
 
 
-def _same_build(
+def same_build(
     out: Path,
     corpus: Corpus,
     corpus_checksum: str,
