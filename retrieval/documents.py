@@ -61,14 +61,19 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
         NotFoundError: the file is missing.
         InputError: a line is not UTF-8 or not JSON, or a .gz is damaged; names file and line.
     """
+    for number, line in read_byte_lines(path, "a JSONL file with one JSON object a line"):
+        where = f"{path}, line {number}"
+        yield where, parse_json_line(line, where)
+
+
+def parse_json_line(line: bytes, where: str) -> Any:
+    """The JSON value of one line; InputError, naming `where`, if it is not UTF-8 or not JSON."""
     import orjson
 
-    for number, line in read_byte_lines(path, "a JSONL file with one JSON object a line"):
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: {_why_not_json(line, error)}") from None
-        yield f"{path}, line {number}", value
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"{where}: {_why_not_json(line, error)}") from None
 
 
 def read_documents(path: Path) -> Iterator[Document]:
