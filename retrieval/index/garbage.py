@@ -10,6 +10,9 @@ from retrieval.index.manifest import MANIFEST_FILE, Manifest
 from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER
 from retrieval.index.stored_encoder import ENCODER_FOLDER
 
+PARTS_FOLDER = "parts"
+"""Prefix of folders where parts of a build wait for its commit; a build that was killed goes on with them."""
+
 
 def collect_garbage(index: Path, manifest: Manifest | None, unfinished: Collection[str] = ()) -> None:
     """Remove what `manifest` does not refer to; only for who holds the writer's lock.
@@ -27,6 +30,13 @@ def collect_garbage(index: Path, manifest: Manifest | None, unfinished: Collecti
         if manifest is None or path.name != manifest.encoder.folder:
             _remove(path)
     (index / f"{MANIFEST_FILE}.tmp").unlink(missing_ok=True)
+
+
+def collect_parts(index: Path, wanted: Path | None = None) -> None:
+    """Remove the parts of all builds but the one that goes on in the folder `wanted`."""
+    for path in index.glob(f"{PARTS_FOLDER}-*"):
+        if path != wanted:
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

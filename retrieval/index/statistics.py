@@ -15,6 +15,8 @@ from retrieval.index.impact_codec import codec_dtype, encode_impacts, step_for
 from retrieval.index.manifest import SegmentEntry
 from retrieval.index.segment import SEGMENTS_FOLDER
 from retrieval.index.segment_writer import COUNTS_FILE, LENGTHS_FILE
+from runtime.activations import SparseActivations
+from runtime.dispatch import transpose
 
 PIECE_POSTINGS = 1 << 19
 """Postings weighed at a time: bounds the double-precision temporaries."""
@@ -42,6 +44,18 @@ class CountedSegment:
     @property
     def num_windows(self) -> int:
         return len(self._window_terms) - 1
+
+    def windows(self) -> Iterator[SparseActivations]:
+        """The counts of each window, one row a document; units ascending in a row."""
+        for window in range(self.num_windows):
+            terms = slice(self._window_terms[window], self._window_terms[window + 1])
+            postings = slice(self._window_postings[window], self._window_postings[window + 1])
+            rows, counts = self._rows[postings].astype(np.int32), self._counts[postings]
+            starts = np.append(self._term_starts[terms].astype(np.int64), len(rows))
+            documents = int(self._window_documents[window + 1] - self._window_documents[window])
+            places = transpose(SparseActivations(starts, rows, counts, documents))
+            units = self._term_units[terms].astype(np.int32)[places.units]
+            yield SparseActivations(places.indptr, units, places.weights, int(units.max(initial=-1)) + 1)
 
     def pieces(self) -> Any:
         """Yield units, document rows and counts of the postings, in their order, piece by piece."""

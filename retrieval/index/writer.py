@@ -18,7 +18,7 @@ from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.arrays import sync_folder
 from retrieval.index.background_merge import Merging
 from retrieval.index.buffer import DocumentBuffer
-from retrieval.index.garbage import collect_garbage
+from retrieval.index.garbage import collect_garbage, collect_parts
 from retrieval.index.lock import WriterLock
 from retrieval.index.manifest import (
     EncoderEntry,
@@ -301,6 +301,29 @@ class IndexWriter:
             self._take(ids[start:end], documents[start:end] if documents is not None else None, kept)
             start = end
 
+    def take_segment(self, folder: Path, entry: SegmentEntry, added: int, replaced: int, empty: int) -> None:
+        """Add the documents of a segment that was written elsewhere, with the encoder of this index.
+
+        Args:
+            folder: like that of an index; the segment moves from there, so it must be on the same storage.
+            entry: what the segment's writer said of it.
+            added, replaced, empty: what to report of it; see `CommitReport`.
+        """
+        self._check_open()
+        self._flush()
+        self._finish_building()
+        name = self._next_segment_name()
+        (self.path / SEGMENTS_FOLDER).mkdir(exist_ok=True)
+        (folder / SEGMENTS_FOLDER / entry.name).rename(self.path / SEGMENTS_FOLDER / name)
+        report = self._report
+        self._report = replace(
+            report,
+            added=report.added + added,
+            replaced=report.replaced + replaced,
+            empty=report.empty + empty,
+        )
+        self._append(WriterSegment(self.path, entry.model_copy(update={"name": name})))
+
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents by id and return how many were there."""
         self._check_open()
@@ -441,8 +464,11 @@ class IndexWriter:
             self._finish_oldest()
 
     def _finish_oldest(self) -> None:
-        """Wait for the segment that has been longest in the making, and append it to the others."""
-        built = self._building.popleft().result()
+        """Wait for the segment that has been longest in the making."""
+        self._append(self._building.popleft().result())
+
+    def _append(self, built: WriterSegment) -> None:
+        """Put a segment after the others, and its documents in place of theirs."""
         replaced = sum(segment.delete_all_of(built) for segment in self._segments)
         self._report = replace(self._report, replaced=self._report.replaced + replaced)
         self._segments.append(built)
@@ -515,6 +541,7 @@ class IndexWriter:
         self._segments = segments
         self._merging.has_result = False
         collect_garbage(self.path, manifest, self._merging.unfinished)
+        collect_parts(self.path)
 
     @property
     def _is_encoder_loaded(self) -> bool:
