@@ -23,6 +23,11 @@ from retrieval.cli.options import (
 )
 from runtime.errors import UsageError
 
+Merge = Annotated[
+    bool,
+    typer.Option(help="Merge segments in the background as they gather, and wait for that at the end."),
+]
+
 index_app = typer.Typer(no_args_is_help=True, help="Build, change and inspect indexes.")
 
 
@@ -39,9 +44,17 @@ def build(
     ] = "title,text",
     memory: Memory = 1024,
     workers: Workers = None,
+    merge: Merge = True,
     overwrite: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
     k1: K1 = None,
     b: B = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Encode and write segments on Ray: needs lexpert[cluster].")
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray cluster, in place of RAY_ADDRESS or this machine.", metavar="A"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Build an index from a corpus.
@@ -49,21 +62,33 @@ def build(
     Run the same command again after an interruption: it goes on after the last commit, or starts over where
     nothing was committed yet, and says which. When nothing changed it has nothing to do.
 
+    With --ray the same index is built by the workers of a Ray cluster. All of them must see the corpus and the
+    folder of the index under the same paths: on a cluster of several machines they belong on shared storage.
+
     Example: lexpert index build --encoder bm25 --corpus corpus.jsonl --out idx --field year:int
     """
     from retrieval.corpus import JsonlCorpus
-    from retrieval.index.build import build_index
+    from retrieval.index.settings import MERGE_POLICY
 
-    report = build_index(
-        out,
-        load_encoder(encoder, k1, b),
-        JsonlCorpus(corpus),
-        memory=memory << 20,
-        workers=workers,
-        fields=parse_fields(field),
-        store=[] if store == "none" else [name.strip() for name in store.split(",")],
-        overwrite=overwrite,
-    )
+    if ray_address is not None and not on_ray:
+        raise UsageError("--ray-address belongs to --ray; add it")
+    arguments: dict[str, Any] = {
+        "memory": memory << 20,
+        "workers": workers,
+        "fields": parse_fields(field),
+        "store": [] if store == "none" else [name.strip() for name in store.split(",")],
+        "merge_policy": MERGE_POLICY if merge else None,
+        "overwrite": overwrite,
+    }
+    read, loaded = JsonlCorpus(corpus), load_encoder(encoder, k1, b)
+    if on_ray:
+        from retrieval.index.ray_build import build_index_on_ray
+
+        report = build_index_on_ray(out, loaded, read, address=ray_address, **arguments)
+    else:
+        from retrieval.index.build import build_index
+
+        report = build_index(out, loaded, read, **arguments)
     if as_json:
         print_json({**{name: getattr(report, name) for name in report.__slots__}, "path": str(out)})
         return
@@ -88,6 +113,7 @@ def add(
     encoder: MovedEncoder = None,
     memory: Memory = 1024,
     workers: Workers = None,
+    merge: Merge = True,
     as_json: Json = False,
 ) -> None:
     """Add documents to an index; a document whose id is there already is replaced.
@@ -95,14 +121,22 @@ def add(
     Example: lexpert index add idx --corpus new.jsonl
     """
     from retrieval.documents import read_documents
+    from retrieval.index.build import finish_merges
+    from retrieval.index.settings import MERGE_POLICY
     from retrieval.index.writer import IndexWriter
     from runtime.progress import progress
 
-    given = load_encoder(encoder) if encoder else None
-    with IndexWriter.open(index, encoder=given, memory=memory << 20, workers=workers) as writer:
+    with IndexWriter.open(
+        index,
+        encoder=load_encoder(encoder) if encoder else None,
+        memory=memory << 20,
+        workers=workers,
+        merge_policy=MERGE_POLICY if merge else None,
+    ) as writer:
         with progress("adding") as advance:
             writer.add(read_documents(corpus), advance)
         report = writer.commit()
+        finish_merges(writer)
     if as_json:
         print_json({name: getattr(report, name) for name in report.__slots__})
     else:
@@ -116,12 +150,15 @@ def delete(
     index: IndexFolder,
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of documents.", metavar="ID…")] = None,
     ids_from: Annotated[Path | None, typer.Option(help="File with one id a line.", metavar="FILE")] = None,
+    merge: Merge = True,
     as_json: Json = False,
 ) -> None:
     """Delete documents by id.
 
     Example: lexpert index delete idx doc17 doc18
     """
+    from retrieval.index.build import finish_merges
+    from retrieval.index.settings import MERGE_POLICY
     from retrieval.index.writer import IndexWriter
     from retrieval.text_lines import read_lines
 
@@ -130,8 +167,9 @@ def delete(
         wanted += [line for _, line in read_lines(ids_from, "a file with one document id a line")]
     if not wanted:
         raise UsageError("no ids given; name them, or a file of them with --ids-from")
-    with IndexWriter.open(index) as writer:
+    with IndexWriter.open(index, merge_policy=MERGE_POLICY if merge else None) as writer:
         deleted = writer.delete(wanted)
+        finish_merges(writer)
     missing = len(dict.fromkeys(wanted)) - deleted
     if as_json:
         print_json({"deleted": deleted, "missing": missing})
