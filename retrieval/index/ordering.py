@@ -57,7 +57,7 @@ def document_order(
     sketches = sketch_documents(rows, heaviest)
     num_documents = rows.num_rows
     order = np.arange(num_documents, dtype=np.int64)
-    logarithms = np.log2(np.arange(1, num_documents + 4)).astype(np.float32)
+    bits = degree_bits(num_documents)
 
     def work(part: tuple[int, int], levels: int) -> list[tuple[int, int]]:
         start, end = part
@@ -66,7 +66,7 @@ def document_order(
             sketches.lengths[start:end],
             order[start:end],
             sketches.num_terms,
-            logarithms,
+            bits,
             iterations,
             levels,
         )
@@ -118,46 +118,6 @@ def document_frequencies(indptr: NDArray[np.int64], units: NDArray[Any], num_uni
 
 
 @numba.njit(nogil=True, cache=True)
-def select_heaviest(
-    indptr: NDArray[np.int64],
-    units: NDArray[Any],
-    weights: NDArray[Any],
-    idf: NDArray[np.float32],
-    numbers: NDArray[np.int64],
-    terms: NDArray[Any],
-    lengths: NDArray[np.uint16],
-) -> None:
-    """Fill `terms` and `lengths`, heaviest first; `numbers` are the terms' own by unit."""
-    heaviest = terms.shape[1]
-    best = np.empty(heaviest, np.float32)
-    for row in range(len(indptr) - 1):
-        size = 0
-        for place in range(indptr[row], indptr[row + 1]):
-            worth = np.float32(weights[place]) * idf[units[place]]
-            if not worth > 0 or (size == heaviest and worth <= best[size - 1]):
-                continue
-            target = min(size, heaviest - 1)
-            size = target + 1
-            while target > 0 and best[target - 1] < worth:
-                best[target] = best[target - 1]
-                terms[row, target] = terms[row, target - 1]
-                target -= 1
-            best[target] = worth
-            terms[row, target] = numbers[units[place]]
-        lengths[row] = size
-
-
-@numba.njit(nogil=True, cache=True)
-def cut_of(documents: int) -> int:
-    """How many of some documents belong into their first half."""
-    half = (documents + 1) // 2
-    unit = ALIGNMENT
-    while 2 * unit > documents:
-        unit //= 2
-    return (half + unit - 1) // unit * unit
-
-
-@numba.njit(nogil=True, cache=True)
 def smallest(values: NDArray[np.float32], size: int, count: int) -> Any:
     """The largest of the `count` smallest among ``values[:size]``, which it leaves in another order."""
     low, high = 0, size - 1
@@ -182,6 +142,90 @@ def smallest(values: NDArray[np.float32], size: int, count: int) -> Any:
         else:
             break
     return values[wanted]
+
+
+DROPPED_BITS = 21
+"""Of a float32: two bits after its exponent are left."""
+
+
+@numba.njit(nogil=True, cache=True)
+def select_heaviest(
+    indptr: NDArray[np.int64],
+    units: NDArray[Any],
+    weights: NDArray[Any],
+    idf: NDArray[np.float32],
+    numbers: NDArray[np.int64],
+    terms: NDArray[Any],
+    lengths: NDArray[np.uint16],
+) -> None:
+    """Fill `terms`, in the order of units, and `lengths`; `numbers` are the terms' own by unit.
+
+    The least of the heaviest is found by counting values by their leading bits, then among those that share its.
+    """
+    heaviest = terms.shape[1]
+    longest = 0
+    for row in range(len(indptr) - 1):
+        longest = max(longest, indptr[row + 1] - indptr[row])
+    worth = np.empty(longest, np.float32)
+    bits = worth.view(np.int32)  # positive floats are in the order of their bits
+    alike = np.empty(longest, np.float32)
+    counts = np.zeros(1 << (31 - DROPPED_BITS), np.int32)
+    for row in range(len(indptr) - 1):
+        start, length = indptr[row], indptr[row + 1] - indptr[row]
+        highest = 0
+        for place in range(length):
+            value = np.float32(weights[start + place]) * idf[units[start + place]]
+            worth[place] = value if value > 0 else np.float32(0)
+            leading = bits[place] >> DROPPED_BITS
+            counts[leading] += 1
+            highest = max(highest, leading)
+        above, leading = 0, highest
+        while leading > 0 and above + counts[leading] < heaviest:
+            above += counts[leading]
+            leading -= 1
+        least = np.float32(0)
+        if leading > 0:
+            found = 0
+            for place in range(length):
+                if bits[place] >> DROPPED_BITS == leading:
+                    alike[found] = -worth[place]
+                    found += 1
+            least = -smallest(alike, found, heaviest - above)
+            for place in range(found):
+                above += -alike[place] > least
+        size = 0
+        for place in range(length):
+            counts[bits[place] >> DROPPED_BITS] = 0
+            value = worth[place]
+            if value > least or (value == least and value > 0 and above < heaviest):
+                above += value == least
+                terms[row, size] = numbers[units[start + place]]
+                size += 1
+        lengths[row] = size
+
+
+@numba.njit(nogil=True, cache=True)
+def cut_of(documents: int) -> int:
+    """How many of some documents belong into their first half."""
+    half = (documents + 1) // 2
+    unit = ALIGNMENT
+    while 2 * unit > documents:
+        unit //= 2
+    return (half + unit - 1) // unit * unit
+
+
+class DegreeBits(NamedTuple):
+    """A term of degree d among n documents costs d log2(n / (d + 1)) = d log2(n) - all[d] bits."""
+
+    all: NDArray[np.float64]
+    last: NDArray[np.float32]  # all[d] - all[d - 1]
+
+
+def degree_bits(num_documents: int) -> DegreeBits:
+    """For degrees up to one more than the documents."""
+    degrees = np.arange(num_documents + 2)
+    bits = degrees * np.log2(degrees + 1)
+    return DegreeBits(bits.astype(np.float64), np.diff(bits, prepend=0).astype(np.float32))
 
 
 class Scratch(NamedTuple):
@@ -253,33 +297,19 @@ def count_terms(
 
 
 @numba.njit(nogil=True, cache=True)
-def weigh_terms(
-    num_present: int, in_first: int, in_second: int, logarithms: NDArray[np.float32], scratch: Scratch
-) -> float:
+def weigh_terms(num_present: int, in_first: int, in_second: int, bits: DegreeBits, scratch: Scratch) -> float:
     """The cost of the two halves (the paper's equation 1), and the gain of each term per side."""
-    log_first, log_second = logarithms[in_first - 1], logarithms[in_second - 1]
+    log_first, log_second = np.log2(float(in_first)), np.log2(float(in_second))
+    advantage = np.float32(log_first - log_second)
     cost = 0.0
     for number in range(num_present):
         term = scratch.present[number]
         first = scratch.in_first[term]
         second = scratch.total[term] - first
-        now = gap_cost(first, second, log_first, log_second, logarithms)
-        cost += now
-        if first > 0:
-            scratch.gains[term, 0] = now - gap_cost(first - 1, second + 1, log_first, log_second, logarithms)
-        if second > 0:
-            scratch.gains[term, 1] = gap_cost(first + 1, second - 1, log_first, log_second, logarithms) - now
+        cost += first * log_first + second * log_second - bits.all[first] - bits.all[second]
+        scratch.gains[term, 0] = advantage + bits.last[second + 1] - bits.last[first]
+        scratch.gains[term, 1] = advantage + bits.last[second] - bits.last[first + 1]
     return cost
-
-
-@numba.njit(nogil=True, cache=True, inline="always")
-def gap_cost(
-    first: int, second: int, log_first: float, log_second: float, logarithms: NDArray[np.float32]
-) -> Any:
-    """Bits of the gaps of a term: degree × log2(documents / (degree + 1)), of both halves."""
-    return np.float32(first) * (log_first - logarithms[first]) + np.float32(second) * (
-        log_second - logarithms[second]
-    )
 
 
 @numba.njit(nogil=True, cache=True)
@@ -363,13 +393,13 @@ def bisect(
     start: int,
     cut: int,
     end: int,
-    logarithms: NDArray[np.float32],
+    bits: DegreeBits,
     iterations: int,
     scratch: Scratch,
 ) -> None:
     """Decide for each document from `start` to `end` on which side of `cut` it belongs, in `scratch.side`."""
     num_present = count_terms(terms, lengths, start, cut, end, scratch)
-    lowest = weigh_terms(num_present, cut - start, end - cut, logarithms, scratch)
+    lowest = weigh_terms(num_present, cut - start, end - cut, bits, scratch)
     share = 1.0
     median, wanting = prefer(terms, lengths, start, cut, end, scratch)
     for _ in range(iterations):
@@ -377,7 +407,7 @@ def bisect(
             break
         pairs = max(1, int(wanting * share))
         swap(terms, lengths, start, end, median, pairs, scratch)
-        cost = weigh_terms(num_present, cut - start, end - cut, logarithms, scratch)
+        cost = weigh_terms(num_present, cut - start, end - cut, bits, scratch)
         if cost < lowest:
             lowest = cost
             if 2 * pairs <= SETTLED * (end - start):
@@ -400,7 +430,7 @@ def bisect_range(
     lengths: NDArray[np.uint16],
     order: NDArray[np.int64],
     num_terms: int,
-    logarithms: NDArray[np.float32],
+    bits: DegreeBits,
     iterations: int,
     levels: int,
 ) -> list[tuple[int, int]]:
@@ -418,7 +448,7 @@ def bisect_range(
                 halves.append((start, end))
                 continue
             cut = start + cut_of(end - start)
-            bisect(terms, lengths, start, cut, end, logarithms, iterations, scratch)
+            bisect(terms, lengths, start, cut, end, bits, iterations, scratch)
             first, second = start, cut
             for document in range(start, end):
                 if scratch.side[document - start]:
