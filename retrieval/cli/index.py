@@ -1,4 +1,4 @@
-"""``lexpert index``: build, add, delete, merge, verify, stats."""
+"""``lexpert index``: build, add, delete, merge, verify, stats; export and import."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from retrieval.cli.exchange import export, import_
 from retrieval.cli.options import (
     K1,
     B,
@@ -28,7 +29,9 @@ Merge = Annotated[
     typer.Option(help="Merge segments in the background as they gather, and wait for that at the end."),
 ]
 
-index_app = typer.Typer(no_args_is_help=True, help="Build, change and inspect indexes.")
+index_app = typer.Typer(no_args_is_help=True, help="Build, change, inspect and exchange indexes.")
+index_app.command("export")(export)
+index_app.command("import")(import_)
 
 
 @index_app.command("build")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -74,7 +74,6 @@ def export_lucene(
     threads: int | None = None,
     memory: int = DEFAULT_MEMORY,
     advance: Advance | None = None,
-    indexing: Callable[[], None] | None = None,
 ) -> Exported:
     """Write the live documents of an index as a Lucene index of one segment, into the folder `out`.
 
@@ -85,7 +84,6 @@ def export_lucene(
         threads: that index; default: one a core.
         memory: bytes of heap for Java.
         advance: called with the number of documents handed over since the last call.
-        indexing: called when all were handed over and Lucene begins.
 
     Raises:
         ConflictError: `out` exists.
@@ -109,8 +107,6 @@ def export_lucene(
             empty += writer.empty
             if advance:
                 advance(len(batch.rows))
-        if indexing:
-            indexing()
         indexed = index_vectors(vectors, scratch / "lucene", threads=threads, memory=memory)
         if indexed != documents - empty:
             raise LexpertError(
