@@ -11,6 +11,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from retrieval.index.arrays import ArrayFile, disk_errors, sync_folder
+from retrieval.index.calibration import Calibration
 from retrieval.index.impact_codec import ImpactCodec
 from runtime.errors import FormatError, NotFoundError
 
@@ -18,7 +19,7 @@ FORMAT = "lexpert-index"
 VERSION = 2
 MANIFEST_FILE = "manifest.json"
 
-Layout = Literal["windows", "blocks"]
+Layout = Literal["windows", "tiers"]
 FieldKind = Literal["int", "float", "keyword"]
 
 
@@ -81,6 +82,7 @@ class Manifest(_Entry):
     store: list[str]
     impacts: ImpactCodec = "float32"
     segments: list[SegmentEntry]
+    calibration: Calibration | None = None
     source: SourceEntry | None = None
 
     @property

@@ -19,6 +19,9 @@ from runtime.progress import Advance
 WINDOW_POSTINGS = 1 << 23
 """Windows are joined up to so many postings: some 64 MB, of which a few copies are alive at once."""
 
+TIERED_DOCUMENTS = 1 << 13
+"""From so many documents on, a merged segment is laid out in tiers; below, adding up all postings is as fast."""
+
 PIECE_DOCUMENTS = 1 << 12
 PIECE_BYTES = 1 << 24
 """What is stored of documents is copied in pieces of at most this size."""
@@ -42,10 +45,16 @@ def merge_segments(
     `advance` is called with the number of documents done since the last call.
     """
     with SegmentWriter(index, name, fields, counted=False, impacts=impacts) as writer:
-        for window in _joined(_live_windows(segments, num_units), num_units):
-            writer.add_window(window)
-            if advance:
-                advance(window.num_rows)
+        if sum(segment.entry.live for segment in segments) >= TIERED_DOCUMENTS:
+            postings = sum(segment.entry.postings for segment in segments)
+            writer.add_tiers(
+                lambda: _joined(_live_windows(segments, num_units), num_units), postings, num_units, advance
+            )
+        else:
+            for window in _joined(_live_windows(segments, num_units), num_units):
+                writer.add_window(window)
+                if advance:
+                    advance(window.num_rows)
         for segment in segments:
             for rows in _pieces(segment):
                 writer.add_documents(

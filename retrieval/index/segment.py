@@ -15,6 +15,7 @@ from retrieval.index.arrays import map_array
 from retrieval.index.fields import FieldColumn
 from retrieval.index.manifest import DeletesEntry, FieldKind, SegmentEntry
 from retrieval.index.string_table import StringTable, gather_strings
+from retrieval.index.tiered_postings import TieredPostings
 from retrieval.index.window_postings import WindowPostings
 from runtime.activations import SparseActivations
 
@@ -41,7 +42,11 @@ class Segment:
         self.entry = entry
         self.num_documents = entry.documents
         self.ids = StringTable.open(folder, "ids", files)
-        self.postings = WindowPostings(column, entry.impacts)
+        self.postings: WindowPostings | TieredPostings = (
+            TieredPostings(column, entry.impacts, entry.documents)
+            if entry.layout == "tiers"
+            else WindowPostings(column, entry.impacts)
+        )
         self.fields = {name: FieldColumn.open(folder, name, kind, files) for name, kind in fields.items()}
         self._stored = (
             (column("stored.data", np.uint8), column("stored.offsets", np.int64)) if stored else None

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from retrieval.index.arrays import ArrayFolderWriter
 from retrieval.index.fields import FieldColumnWriter
 from retrieval.index.impact_codec import ImpactCodec, codec_dtype, encode_impacts, window_step
-from retrieval.index.manifest import FieldKind, SegmentEntry
+from retrieval.index.manifest import FieldKind, Layout, SegmentEntry
 from retrieval.index.segment import SEGMENTS_FOLDER
 from retrieval.index.string_table import StringTableWriter
+from retrieval.index.tiered_writer import Windows, write_tiers
 from runtime.activations import SparseActivations
 from runtime.dispatch import transpose
+from runtime.progress import Advance
 
 COUNTS_FILE = "posting.counts"
 """Term counts of a segment whose impacts wait for the statistics of the whole collection."""
@@ -62,9 +64,7 @@ class SegmentWriter:
         self._fields = {field: FieldColumnWriter(self._folder, field, kind) for field, kind in fields.items()}
         self._counted = counted
         self._rows = self._documents = self._terms = self._postings = self._stored_bytes = 0
-        self._append("window.documents", np.int64, np.zeros(1, np.int64))
-        self._append("window.terms", np.int64, np.zeros(1, np.int64))
-        self._append("window.postings", np.int64, np.zeros(1, np.int64))
+        self._layout: Layout | None = None
 
     def add(self, run: DocumentRun) -> None:
         """Append a run as one window."""
@@ -73,6 +73,7 @@ class SegmentWriter:
 
     def add_window(self, activations: SparseActivations, lengths: NDArray[np.int64] | None = None) -> None:
         """Append the postings of at most `WINDOW_DOCUMENTS` documents, one a row, as one window."""
+        self._start_windows()
         by_unit = transpose(activations)
         units = np.flatnonzero(np.diff(by_unit.indptr))
         self._append("term.units", np.uint32, units)
@@ -93,6 +94,21 @@ class SegmentWriter:
         self._append("window.documents", np.int64, np.array([self._rows]))
         self._append("window.terms", np.int64, np.array([self._terms]))
         self._append("window.postings", np.int64, np.array([self._postings]))
+
+    def _start_windows(self) -> None:
+        if self._layout is None:
+            self._layout = "windows"
+            for name in ("window.documents", "window.terms", "window.postings"):
+                self._append(name, np.int64, np.zeros(1, np.int64))
+
+    def add_tiers(
+        self, windows: Windows, postings: int, num_units: int, advance: Advance | None = None
+    ) -> None:
+        """Write all postings in tiers instead of windows; see `write_tiers`."""
+        self._layout = "tiers"
+        self._rows, self._postings = write_tiers(
+            self._folder, windows, postings, num_units, self.codec, advance
+        )
 
     def add_documents(
         self,
@@ -116,6 +132,7 @@ class SegmentWriter:
 
     def close(self) -> SegmentEntry:
         """Write what spans the windows, make everything durable, and describe the segment."""
+        self._start_windows()
         if self._rows != self._documents:
             raise ValueError(f"{self._rows} rows of postings, but {self._documents} documents")
         self._ids.close()
@@ -124,6 +141,7 @@ class SegmentWriter:
         files = self._folder.close()
         return SegmentEntry(
             name=self.name,
+            layout=self._layout or "windows",
             impacts=self.codec,
             documents=self._documents,
             postings=self._postings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +19,12 @@ from retrieval.index.manifest import Manifest, read_manifest
 from retrieval.index.scorable import scorable
 from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER, Segment
 from retrieval.index.stored_encoder import StoredEncoder
-from retrieval.search.exhaustive import WindowRange, best_first, search_run, split_windows
+from retrieval.search.batch import Found, Part, Scratch, search_batch
 from retrieval.search.explain import Explanation, explain_score
 from retrieval.search.filters import Filter, check_filter, matching
 from retrieval.search.hits import Hits
+from retrieval.search.tiered import SearchCounters
+from retrieval.search.traversal import Traversal, choose_traversal
 from runtime.activations import SparseActivations
 from runtime.cores import available_cores
 from runtime.errors import FormatError, NotFoundError, UsageError
@@ -49,6 +52,7 @@ class SparseIndex:
         self._segments = segments
         self._first_rows = list(accumulate((segment.num_documents for segment in segments), initial=0))[:-1]
         self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="search")
+        self._scratch = Scratch()
 
     @classmethod
     def open(cls, path: str | Path, *, encoder: SparseEncoder | None = None) -> Self:
@@ -131,18 +135,29 @@ class SparseIndex:
         k: int = 10,
         *,
         filter: Filter | None = None,
+        mode: str | None = None,
+        effort: float | None = None,
+        target_recall: float | None = None,
         threads: int | None = None,
+        counters: SearchCounters | None = None,
     ) -> Hits:
-        """The `k` best documents of every query, exactly.
+        """The `k` best documents of every query: exactly, or, if asked for, most of them and faster.
 
         Args:
             queries: texts, or vectors over the encoder's units (weights ≥ 0).
             k: results wanted for each query, ≥ 1; as many as there are documents if you like.
             filter: only documents that fulfil it are ranked; see `retrieval.search.filters`.
+            mode: "exact" (the default), "exhaustive" (the same results by adding up everything), or
+                "approximate" (the default where an effort or a recall is given). Scores are exact in all.
+            effort: of an approximate search, the share of a query's postings that is added up, in (0, 1].
+            target_recall: the share of the exact results to be found, on average over queries like those that
+                the index was calibrated with; the cheapest setting that reached it then is taken.
             threads: at most so many at once; default: one a core.
+            counters: adds up what the search did in segments laid out in tiers.
 
         Raises:
-            UsageError: k < 1, a bad filter, or a single string in place of a sequence of them.
+            UsageError: k < 1, a bad filter, a mode, effort or recall that there is not, or a single string in
+                place of a sequence of them.
             InputError: vectors with negative or infinite weights, or with units that there are not.
         """
         if isinstance(queries, str):
@@ -158,59 +173,57 @@ class SparseIndex:
         else:
             vectors = self.encoder.encode_queries(queries)
             unknown = [self.encoder.unknown_terms(query) for query in queries]
-        allowed = self._allowed(filter)
-        found = self._search_vectors(vectors, k, allowed, threads)
+        traversal = choose_traversal(mode, effort, target_recall, k, self.manifest.calibration)
+        found = self.search_vectors(vectors, k, traversal, self._parts(filter), threads, counters)
         return Hits(
             ids=[self._ids(rows) for _, rows in found],
             scores=[scores for scores, _ in found],
             unknown_terms=unknown,
         )
 
-    def _search_vectors(
-        self, vectors: SparseActivations, k: int, allowed: dict[int, NDArray[np.bool_]], threads: int
-    ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        postings = sum(segment.entry.postings for segment in self._segments)
-        split = threads if len(vectors) < threads and postings > SPLIT_POSTINGS else 1
-        runs = split_windows(self._segments, self._first_rows, split)
-        start = vectors.indptr.tolist()
+    def search_vectors(
+        self,
+        vectors: SparseActivations,
+        k: int,
+        traversal: Traversal,
+        parts: Sequence[Part] | None = None,
+        threads: int = 1,
+        counters: SearchCounters | None = None,
+    ) -> list[Found]:
+        """Scores and rows of the best `k` of every query; `vectors` have ascending units and weights > 0."""
+        parts = self._parts(None) if parts is None else parts
+        split = len(vectors) < threads and sum(part.segment.entry.postings for part in parts) > SPLIT_POSTINGS
+        return search_batch(
+            parts,
+            vectors,
+            k,
+            traversal,
+            threads,
+            self._threads,
+            self._scratch,
+            split_parts=split,
+            counters=counters,
+        )
 
-        def search_part(row: int, run: list[WindowRange]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            query = slice(start[row], start[row + 1])
-            return search_run(run, allowed, vectors.units[query], vectors.weights[query], k)
+    def _parts(self, condition: Filter | None) -> list[Part]:
+        """The segments, and which of their documents may be results."""
+        if condition is None:
+            return self._all_parts
+        check_filter(condition, self.manifest.fields)
+        parts = []
+        for part in self._all_parts:
+            allowed = matching(condition, part.segment.fields, part.segment.num_documents)
+            if part.segment.has_deletes:
+                allowed &= ~part.segment.deleted
+            parts.append(Part(part.segment, part.first_row, allowed))
+        return parts
 
-        def search_row(row: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            return best_first([search_part(row, run) for run in runs], k)
-
-        if split > 1:
-            return [
-                best_first(list(self._threads.map(lambda run, row=row: search_part(row, run), runs)), k)
-                for row in range(len(vectors))
-            ]
-        if threads == 1 or len(vectors) <= 1:
-            return [search_row(row) for row in range(len(vectors))]
-        # Every thread takes each so many-th query, so that no more than asked for are busy.
-        found: dict[int, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
-
-        def search_share(first: int) -> None:
-            for row in range(first, len(vectors), threads):
-                found[row] = search_row(row)
-
-        list(self._threads.map(search_share, range(min(threads, len(vectors)))))
-        return [found[row] for row in range(len(vectors))]
-
-    def _allowed(self, condition: Filter | None) -> dict[int, NDArray[np.bool_]]:
-        """Documents that may be results, by first row of their segment; segments without limits are left out."""
-        allowed = {}
-        if condition is not None:
-            check_filter(condition, self.manifest.fields)
-        for first_row, segment in zip(self._first_rows, self._segments, strict=True):
-            if condition is not None:
-                allowed[first_row] = (
-                    matching(condition, segment.fields, segment.num_documents) & ~segment.deleted
-                )
-            elif segment.has_deletes:
-                allowed[first_row] = ~segment.deleted
-        return allowed
+    @cached_property
+    def _all_parts(self) -> list[Part]:
+        return [
+            Part(segment, first_row, ~segment.deleted) if segment.has_deletes else Part(segment, first_row)
+            for first_row, segment in zip(self._first_rows, self._segments, strict=True)
+        ]
 
     # Documents
 

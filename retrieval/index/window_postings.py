@@ -2,7 +2,7 @@
 
 A document's number inside its window fits 16 bits, and the window's scores fit a core's second-level cache. Within
 a window postings are sorted by unit, then by document. It is what a writer can write at once; a merge of many
-documents writes the blocks layout instead (see `block_postings`).
+documents writes the tiers layout instead (see `tiered_postings`).
 """
 
 from __future__ import annotations
