@@ -7,7 +7,7 @@ word-break rules of Unicode Standard Annex 29.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -40,6 +40,8 @@ _TOKEN = re.compile(
 )
 _POSSESSIVE = re.compile(r"['\u2019\uff07][sS]$")
 _WORD = re.compile(r"[^\W_]")
+_EDGES = "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~"
+"""ASCII punctuation that joins nothing at the edge of a token: all but the connector ``_``."""
 
 REMEMBERED_WORDS = 1 << 19
 """Distinct words whose analysis is remembered before starting over; bounds memory on unbounded input."""
@@ -84,19 +86,32 @@ class _WordTerms(dict[str, list[int]]):
         super().__init__()
         self.terms: list[str] = []
         self._places: dict[str, int] = {}
+        self._plain: dict[str, list[int]] = {}
         self._stop_words = stop_words
         self._stemmer = Stemmer.Stemmer("porter", 0)
 
     def __missing__(self, word: str) -> list[int]:
-        places = self[word] = [self._place(term) for term in self._analyse(word)]
+        # Most words are ASCII letters or digits between punctuation, and so one token: "(Earth," like "earth".
+        core = word.strip(_EDGES)
+        if core.isalnum() and core.isascii() and len(core) <= MAX_TOKEN_LENGTH:
+            plain = core.lower()
+            places = self._plain.get(plain)
+            if places is None:
+                places = self._plain[plain] = [self._place(term) for term in self._stemmed([plain])]
+        else:
+            places = [self._place(term) for term in self.analyse(word)]
+        self[word] = places
         return places
 
-    def _analyse(self, word: str) -> Iterator[str]:
-        for token in tokenize(word):
-            lowered = _POSSESSIVE.sub("", token).lower()
-            if lowered and lowered not in self._stop_words:
+    def analyse(self, word: str) -> Iterator[str]:
+        """The terms of any word, by the rules; what stands for plain words is a short cut."""
+        return self._stemmed(_POSSESSIVE.sub("", token).lower() for token in tokenize(word))
+
+    def _stemmed(self, tokens: Iterable[str]) -> Iterator[str]:
+        for token in tokens:
+            if token and token not in self._stop_words:
                 # Porter's algorithm leaves words of one or two letters alone.
-                yield self._stemmer.stemWord(lowered) if len(lowered) > 2 else lowered
+                yield self._stemmer.stemWord(token) if len(token) > 2 else token
 
     def _place(self, term: str) -> int:
         place = self._places.setdefault(term, len(self.terms))

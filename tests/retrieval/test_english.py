@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+import Stemmer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,3 +68,19 @@ def test_counts_are_those_of_the_term_lists(texts: list[str]) -> None:
         assert found == {term: terms.count(term) for term in terms}
         assert np.all(np.diff(counted.units[places]) > 0)
         assert counted.lengths[row] == len(terms)
+
+
+PIECES = st.sampled_from(
+    [*"abzXS019_.,:;'’\"()[]{}!?-/\\$%&*+<=>@^`|~#é漢\u00ad\u0301·", "'s", "the", "running", "x" * 300]
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(PIECES, min_size=1, max_size=8).map("".join))
+def test_plain_words_are_analysed_as_all_are(word: str) -> None:
+    stemmer = Stemmer.Stemmer("porter", 0)
+    lowered = [re.sub(r"['\u2019\uff07][sS]$", "", token).lower() for token in tokenize(word)]
+    kept = [token for token in lowered if token and token not in STOP_WORDS]
+    assert EnglishAnalyzer().terms(word) == [
+        stemmer.stemWord(token) if len(token) > 2 else token for token in kept
+    ]
