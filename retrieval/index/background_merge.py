@@ -141,6 +141,11 @@ class Merging:
         if self._running is None and self._failure is None:
             self._start(segments)
 
+    def wait(self, segments: list[WriterSegment]) -> None:
+        """Put the result of the merge that goes on into `segments`, once it is done."""
+        if self._running is not None:
+            self._take(segments)
+
     def finish(self, segments: list[WriterSegment]) -> None:
         """Go on until there is nothing to merge.
 
@@ -149,7 +154,7 @@ class Merging:
         """
         self.step(segments)
         while self._running is not None:
-            self._take(segments)
+            self.wait(segments)
             self.step(segments)
         failure, self._failure = self._failure, None
         if failure is not None:

@@ -17,11 +17,13 @@ def scorable(activations: SparseActivations, num_units: int) -> SparseActivation
     units, weights = np.asarray(activations.units), np.asarray(activations.weights, np.float32)
     if len(units) and (units.min() < 0 or units.max() >= num_units):
         raise InputError(f"a vector has unit {int(units.max())}, but units run from 0 to {num_units - 1}")
-    if len(weights) and not (np.isfinite(weights).all() and weights.min() >= 0):
+    # Two numbers tell it all (where there is a NaN, it is both), without a temporary as long as the weights.
+    lowest, highest = (weights.min(), weights.max()) if len(weights) else (1.0, 1.0)
+    if not (lowest >= 0 and np.isfinite(highest)):
         raise InputError("a vector has a weight that is negative or not finite; weights must be 0 or more")
     rows = SparseActivations(activations.indptr, units, weights, num_units).coalesce()
-    keep = rows.weights > 0
-    if keep.all():
+    if lowest > 0:
         return rows
+    keep = rows.weights > 0
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])[rows.indptr]
     return SparseActivations(indptr, rows.units[keep], rows.weights[keep], num_units)

@@ -87,6 +87,11 @@ class WriterSettings:
         )
 
     @property
+    def merges_alone(self) -> bool:
+        """Whether memory is too short for a merge while a buffer is inverted."""
+        return self.memory < MINIMUM_MEMORY + MERGE_BYTES
+
+    @property
     def builders(self) -> int:
         """Threads that invert buffers."""
         return max(1, min(MAX_BUILDERS, available_cores() // 4))
@@ -99,7 +104,7 @@ class WriterSettings:
         """
         left = self.memory - OVERHEAD_BYTES
         left -= self.workers * WORKER_BYTES if counts_text and self.workers > 1 else 0
-        left -= MERGE_BYTES if self.merge_policy is not None else 0
+        left -= MERGE_BYTES if self.merge_policy is not None and not self.merges_alone else 0
         return int(max(left, MINIMUM_MEMORY - OVERHEAD_BYTES) / (1 + COPIES * self.builders))
 
 

@@ -112,6 +112,7 @@ class IndexWriter:
         self._segments = [WriterSegment(path, entry) for entry in committed.segments] if committed else []
         self._buffer = DocumentBuffer(self.fields, self.store)
         self._builders = settings.builders
+        self._merges_alone = settings.merges_alone
         self._builder = ThreadPoolExecutor(self._builders, thread_name_prefix="segment")
         self._building: deque[Future[WriterSegment]] = deque()
         self._segment_number = 0
@@ -448,6 +449,8 @@ class IndexWriter:
             return
         while len(self._building) >= self._builders:
             self._finish_oldest()
+        if self._merges_alone:
+            self._merging.wait(self._segments)
         buffer, self._buffer = self._buffer, DocumentBuffer(self.fields, self.store)
         name, num_units = self._next_segment_name(), len(self.encoder.vocabulary)
         counted = isinstance(self.encoder, CountingEncoder) and not self.encoder.is_fitted
