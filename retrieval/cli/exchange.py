@@ -47,6 +47,8 @@ def export(
         return
     if exported.dropped:
         typer.echo(f"{exported.dropped:,} impacts round to 0 in whole numbers and were left out", err=True)
+    if format_ == "lucene" and exported.empty:
+        typer.echo(f"{exported.empty:,} documents have no impact, and Lucene leaves them out", err=True)
     scaled = f", times {exported.scale:g} and rounded" if exported.scale is not None else ""
     typer.echo(f"wrote {out}: {exported.documents:,} documents, {exported.postings:,} impacts{scaled}")
 
