@@ -39,15 +39,17 @@ SMALLEST_STEP = 0.2
 
 
 def document_order(
-    rows: SparseActivations, *, heaviest: int = 16, iterations: int = 10, threads: int = 1
+    rows: SparseActivations, *, heaviest: int = 32, iterations: int = 8, threads: int = 1
 ) -> NDArray[np.int64]:
     """The order in which to store documents: row ``order[i]`` belongs at position ``i``.
 
-    Deterministic, whatever the number of threads. Takes about ``6 × heaviest`` bytes a document beside the rows.
+    Deterministic, whatever the number of threads. Beside the rows it takes about ``4 × heaviest + 40`` bytes a
+    document, or twice that if more than 65,536 terms are shared. What it costs and brings is measured in
+    ``docs/index-design.md``.
 
     Args:
         rows: one row per document, NumPy arrays, units ascending within a row.
-        heaviest: how many terms stand for a document.
+        heaviest: how many terms stand for a document, at least 1.
         iterations: how often the documents of a range may change sides.
         threads: how many ranges are worked on at the same time.
 
@@ -233,9 +235,7 @@ class Scratch(NamedTuple):
 
     total: NDArray[np.int32]  # documents of the range that have the term
     in_first: NDArray[np.int32]  # those of them in the first half
-    gains: NDArray[
-        np.float32
-    ]  # per term and side: what leaving the first, or not leaving the second half saves
+    gains: NDArray[np.float32]  # by term, bits saved by leaving the first, or by staying in the second half
     present: NDArray[np.int32]  # the terms of the range
     side: NDArray[np.uint8]  # 0: first half, 1: second
     preference: NDArray[np.float32]  # of a document for the second half
@@ -298,7 +298,7 @@ def count_terms(
 
 @numba.njit(nogil=True, cache=True)
 def weigh_terms(num_present: int, in_first: int, in_second: int, bits: DegreeBits, scratch: Scratch) -> float:
-    """The cost of the two halves (the paper's equation 1), and the gain of each term per side."""
+    """The cost of the two halves as the paper estimates it, and the gains of each term."""
     log_first, log_second = np.log2(float(in_first)), np.log2(float(in_second))
     advantage = np.float32(log_first - log_second)
     cost = 0.0
@@ -425,6 +425,38 @@ def bisect(
 
 
 @numba.njit(nogil=True, cache=True)
+def arrange(
+    terms: NDArray[Any],
+    lengths: NDArray[np.uint16],
+    order: NDArray[np.int64],
+    start: int,
+    cut: int,
+    end: int,
+    side: NDArray[np.uint8],
+    moved: tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.int64]],
+) -> None:
+    """Put the documents of each side together, in the order that they have, by way of `moved`."""
+    moved_terms, moved_lengths, moved_order = moved
+    first, second = start, cut
+    for document in range(start, end):
+        if side[document - start]:
+            target = second
+            second += 1
+        else:
+            target = first
+            first += 1
+        for place in range(lengths[document]):
+            moved_terms[target, place] = terms[document, place]
+        moved_lengths[target] = lengths[document]
+        moved_order[target] = order[document]
+    for document in range(start, end):
+        for place in range(moved_lengths[document]):
+            terms[document, place] = moved_terms[document, place]
+    lengths[start:end] = moved_lengths[start:end]
+    order[start:end] = moved_order[start:end]
+
+
+@numba.njit(nogil=True, cache=True)
 def bisect_range(
     terms: NDArray[Any],
     lengths: NDArray[np.uint16],
@@ -437,35 +469,21 @@ def bisect_range(
     """Reorder documents, with their sketches, by `levels` levels of bisection; returns the ranges of the last one."""
     num_documents, width = terms.shape
     scratch = new_scratch(num_terms, num_documents)
-    moved_terms = np.empty((num_documents, width), terms.dtype)
-    moved_lengths = np.empty(num_documents, np.uint16)
-    moved_order = np.empty(num_documents, np.int64)
+    moved = (
+        np.empty((num_documents, width), terms.dtype),
+        np.empty(num_documents, np.uint16),
+        np.empty(num_documents, np.int64),
+    )
     ranges = [(0, num_documents)]
     for _ in range(levels):
-        halves = [(0, 0) for _ in range(0)]
+        halves = ranges[:0]
         for start, end in ranges:
             if end - start <= SMALLEST:
                 halves.append((start, end))
                 continue
             cut = start + cut_of(end - start)
             bisect(terms, lengths, start, cut, end, bits, iterations, scratch)
-            first, second = start, cut
-            for document in range(start, end):
-                if scratch.side[document - start]:
-                    target = second
-                    second += 1
-                else:
-                    target = first
-                    first += 1
-                for place in range(lengths[document]):
-                    moved_terms[target, place] = terms[document, place]
-                moved_lengths[target] = lengths[document]
-                moved_order[target] = order[document]
-            for document in range(start, end):
-                for place in range(moved_lengths[document]):
-                    terms[document, place] = moved_terms[document, place]
-            lengths[start:end] = moved_lengths[start:end]
-            order[start:end] = moved_order[start:end]
+            arrange(terms, lengths, order, start, cut, end, scratch.side, moved)
             halves.append((start, cut))
             halves.append((cut, end))
         ranges = halves

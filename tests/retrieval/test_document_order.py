@@ -34,7 +34,7 @@ def some_terms(min_size: int) -> st.SearchStrategy[Terms]:
 
 
 def slow_cost(first: Terms, second: Terms) -> float:
-    """Bits for the gaps of the terms that two documents share, in both halves (Dhulipala et al., equation 1)."""
+    """Bits for the gaps of the terms that two documents share, in both halves (Dhulipala et al.)."""
     cost = 0.0
     for half in (first, second):
         for term in range(12):
