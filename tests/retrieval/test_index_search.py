@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import retrieval.index.merge
 import retrieval.index.sparse_index
 from retrieval import IndexWriter, SparseIndex
 from retrieval.search.explain import TermShare
@@ -96,15 +97,18 @@ FILTERS: list[tuple[Any, Any]] = [
     st.integers(1, 40),
     st.sampled_from(FILTERS),
     st.booleans(),
+    st.booleans(),
 )
 def test_search_equals_the_oracle_after_any_history(
-    number_encoder: Any, steps: Any, queries: Any, k: int, chosen: Any, split: bool
+    number_encoder: Any, steps: Any, queries: Any, k: int, chosen: Any, split: bool, tiered: bool
 ) -> None:
     condition, allowed = chosen
     committed, model = Model(), Model()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         if split:  # single queries are divided among threads only on large indexes
             patch.setattr(retrieval.index.sparse_index, "SPLIT_POSTINGS", -1)
+        if tiered:  # as merged segments of many documents are
+            patch.setattr(retrieval.index.merge, "TIERED_DOCUMENTS", 1)
         path = Path(folder) / "index"
         fields = {"year": "int", "lang": "keyword"}
         writer = IndexWriter.create(path, encoder=number_encoder, fields=fields)
@@ -138,7 +142,7 @@ def test_search_equals_the_oracle_after_any_history(
             index.verify()
             assert index.num_documents == len(committed.documents)
             hits = index.search([text_of(query) for query in queries], k, filter=condition)
-            again = index.search(rows_of(queries), k, filter=condition, threads=1)
+            again = index.search(rows_of(queries), k, filter=condition, threads=1, mode="exhaustive")
             for row, query in enumerate(queries):
                 ids, scores = committed.search(query, k, allowed)
                 assert hits.ids[row] == again.ids[row] == ids
