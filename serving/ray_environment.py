@@ -11,12 +11,11 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
+from runtime.cluster_token import cluster_token
 from runtime.cores import available_cores
 from runtime.errors import ConflictError, LexpertError, NotFoundError
 from serving.configuration import HOST, Limits
@@ -44,12 +43,6 @@ def _set(settings: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-
-
-@cache
-def cluster_token() -> str:
-    """The secret of the clusters of this process; one for all of them, since Ray reads it only once."""
-    return token_hex(32)
 
 
 def ray_settings(folder: Path, limits: Limits) -> dict[str, str | None]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from secrets import token_hex
 
+from runtime.cluster_token import cluster_token
 from runtime.cores import available_cores
 from runtime.errors import ConflictError, LexpertError, NotFoundError
 
 OBJECT_STORE_BYTES = 256 << 20
 """Only numbers and names pass through it: vectors go from the tasks that make them straight into segments."""
+
+CONNECT_S = 10.0
 
 
 @contextmanager
@@ -38,6 +41,8 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[int]:
     if find_spec("ray") is None or find_spec("pyarrow") is None or find_spec("pandas") is None:
         raise NotFoundError("building on Ray needs Ray Data; run: pip install 'lexpert[cluster]'")
     address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _require_answer(address)
     # What Ray has to say of its workers is not the result of a command.
     with tempfile.TemporaryDirectory(prefix="lexpert-") as folder, redirect_stdout(sys.stderr):
         before = dict(os.environ)
@@ -46,6 +51,7 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[int]:
         else:
             os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         import ray
+        import ray.data  # sets the level of its loggers when it is imported
 
         is_ours = not ray.is_initialized()
         quiet = [logging.getLogger(name) for name in ("ray", "ray.data")]
@@ -81,7 +87,7 @@ def _prepare(folder: Path) -> None:
     """Set what Ray reads from the environment before it starts."""
     token = folder / "token"
     token.touch(mode=0o600)
-    token.write_text(token_hex(32), "ascii")
+    token.write_text(cluster_token(), "ascii")
     os.environ.pop("RAY_AUTH_MODE", None)  # unset, Ray turns the token on where it knows of it
     os.environ.update(
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # loopback for Ray's own ports
@@ -111,14 +117,28 @@ def _require_loopback_only() -> None:
         )
 
 
+def _require_answer(address: str) -> None:
+    """Raise unless something answers at an address of the form ``host:port``: Ray would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(address, error) from error
+
+
 def _connect(address: str) -> None:
     import ray
 
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NotFoundError(
-            f"there is no Ray cluster at {address} ({reason}); start one with `ray start --head`, "
-            "or leave the address out to use this machine"
-        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> NotFoundError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return NotFoundError(
+        f"there is no Ray cluster at {address} ({reason}); start one with `ray start --head`, "
+        "or leave the address out to use this machine"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
@@ -75,6 +76,17 @@ def check_equal(one: Path, other: Path, queries: Any = None) -> None:
         for number in range(3000):
             assert first.document(str(number)) == second.document(str(number))
     assert not [path for path in one.iterdir() if path.name.startswith("parts-")]
+
+
+def test_an_address_without_a_cluster_is_named() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with (
+            pytest.raises(NotFoundError, match=f"there is no Ray cluster at {address}"),
+            ray_cluster(address, None),
+        ):
+            pass
 
 
 def test_ray_listens_on_loopback_only(cluster: None) -> None:  # noqa: ARG001
