@@ -22,6 +22,8 @@ Array = Any
 
 def is_tensor(array: Any) -> TypeGuard[torch.Tensor]:
     """Whether `array` is a torch tensor (a parameter too), without importing torch."""
+    if isinstance(array, np.ndarray):  # as nearly always; the rest takes as long as a small search
+        return False
     return any(cls.__module__.partition(".")[0] == "torch" for cls in type(array).__mro__)
 
 
@@ -48,8 +50,9 @@ class SparseActivations:
     num_units: int
 
     def __post_init__(self) -> None:
-        dtype = str(self.indptr.dtype).removeprefix("torch.")
-        if self.indptr.ndim != 1 or len(self.indptr) == 0 or dtype != "int64":
+        dtype = self.indptr.dtype
+        is_int64 = dtype == np.int64 if isinstance(dtype, np.dtype) else str(dtype) == "torch.int64"
+        if self.indptr.ndim != 1 or len(self.indptr) == 0 or not is_int64:
             raise ValueError("indptr must be a one-dimensional int64 array of num_rows + 1 offsets")
         if self.units.shape != self.weights.shape or self.units.ndim != 1:
             raise ValueError(

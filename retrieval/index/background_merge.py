@@ -10,6 +10,7 @@ from threading import Event
 import numpy as np
 
 from retrieval.index.manifest import SegmentEntry
+from retrieval.index.merge import is_provisional
 from retrieval.index.merge_policy import MergePolicy, SegmentSize, plan_merges
 from retrieval.index.segment import Segment
 from retrieval.index.writer_segment import WriterSegment
@@ -171,7 +172,12 @@ class Merging:
         if self.policy is None or any(segment.is_counted for segment in segments):
             return
         sizes = [
-            SegmentSize(len(segment.deleted), len(segment.deleted) - segment.live, segment.entry.postings)
+            SegmentSize(
+                len(segment.deleted),
+                len(segment.deleted) - segment.live,
+                segment.entry.postings,
+                is_provisional(segment.entry, segment.live),
+            )
             for segment in segments
         ]
         for group in plan_merges(sizes, self.policy):

@@ -27,6 +27,11 @@ PIECE_BYTES = 1 << 24
 """What is stored of documents is copied in pieces of at most this size."""
 
 
+def is_provisional(entry: SegmentEntry, live: int) -> bool:
+    """Whether a segment of so many live documents would be laid out in tiers by a merge, but is not."""
+    return entry.layout == "windows" and live >= TIERED_DOCUMENTS
+
+
 def merge_segments(
     index: Path,
     name: str,

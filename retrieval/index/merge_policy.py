@@ -16,11 +16,16 @@ from runtime.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class SegmentSize:
-    """What a merge of a segment costs: its documents, how many of them are deleted, and its postings."""
+    """What a merge of a segment costs: its documents, how many of them are deleted, and its postings.
+
+    Attributes:
+        is_provisional: whether it is laid out for being written, although it is large enough for tiers.
+    """
 
     documents: int
     deleted: int
     postings: int
+    is_provisional: bool = False
 
     @property
     def live(self) -> float:
@@ -66,8 +71,8 @@ class MergePolicy:
         return tier
 
     def needs_rewrite(self, size: SegmentSize) -> bool:
-        """Whether so many of its documents are deleted that it is rewritten even alone."""
-        return size.deleted > self.max_deleted * size.documents
+        """Whether it is rewritten even alone: many of its documents are deleted, or its layout is provisional."""
+        return size.is_provisional or size.deleted > self.max_deleted * size.documents
 
 
 def plan_merges(sizes: Sequence[SegmentSize], policy: MergePolicy) -> list[range]:

@@ -28,7 +28,7 @@ from retrieval.index.manifest import (
     read_manifest,
     write_manifest,
 )
-from retrieval.index.merge import merge_segments
+from retrieval.index.merge import is_provisional, merge_segments
 from retrieval.index.merge_policy import MergePolicy
 from retrieval.index.scorable import scorable
 from retrieval.index.segment import SEGMENTS_FOLDER, Segment
@@ -388,10 +388,14 @@ class IndexWriter:
         self._merging.abandon()
         report = self.commit() if self.has_changes else CommitReport(self._generation)
         self._merging.abandon()
-        if len(self._segments) > 1 or any(segment.deleted.any() for segment in self._segments):
+        if len(self._segments) > 1 or any(
+            segment.deleted.any() or is_provisional(segment.entry, segment.live) for segment in self._segments
+        ):
             opened = [self._open_segment(segment) for segment in self._segments]
             entry = self._merge_opened(self._next_segment_name(), opened, advance)
             self._segments = [WriterSegment(self.path, entry)]
+            self._publish()
+        elif self._merging.has_result:
             self._publish()
         return replace(report, generation=self._generation)
 

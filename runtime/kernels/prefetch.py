@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 READ, KEEP_IN_ALL_CACHES, DATA = 0, 3, 1
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def prefetch(typing_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001
     """``prefetch(array, index)``: start to load the cache line of an element; harmless beyond the array's end."""
 
