@@ -24,6 +24,7 @@ from evals.search_bench.workload import Workload
 from runtime.progress import progress
 
 SURVEY_QUERIES = 200
+"""Queries that a setting is tried with; fewer where many results are asked for, whose recall varies less."""
 TARGETS = (0.9, 0.95, 0.97, 0.99, 0.999)
 """Recalls at which each engine is compared: its fastest setting that reaches each, and its most exact one."""
 
@@ -195,7 +196,7 @@ class _Bench:
                                     "round",
                                     setting=dict(setting),
                                     k=k,
-                                    count=SURVEY_QUERIES,
+                                    count=_survey_queries(k),
                                     truth=str(truths[k]),
                                 )
                                 row = Measurement(name, index.options, setting, k, index.bytes, index.build_s)
@@ -288,6 +289,10 @@ class _Bench:
                     {"k": row.k, "setting": dict(row.setting), "one_s": taken["1"], "two_s": taken["2"],
                      "ratio": taken["1"] / taken["2"]}
                 )  # fmt: skip
+
+
+def _survey_queries(k: int) -> int:
+    return SURVEY_QUERIES if k < 100 else SURVEY_QUERIES // 4
 
 
 def best_settings(
