@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.encoders.encoder import SparseEncoder
 from retrieval.index.arrays import verify_file
+from retrieval.index.calibration import Calibration
 from retrieval.index.manifest import Manifest, read_manifest
 from retrieval.index.scorable import scorable
 from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER, Segment
@@ -127,6 +128,18 @@ class SparseIndex:
         """The segments of the commit, in document order; deleted documents are in there still."""
         return tuple(self._segments)
 
+    @cached_property
+    def is_tiered(self) -> bool:
+        """Whether any segment is laid out in tiers; all others are searched exactly, whatever is asked for."""
+        return any(entry.layout == "tiers" for entry in self.manifest.segments)
+
+    @cached_property
+    def _calibration(self) -> Calibration | None:
+        """What to aim at a recall by; without tiers that needs no measuring, as every search is exact."""
+        if self.manifest.calibration is None and not self.is_tiered:
+            return Calibration(documents=self.num_documents, queries=0, held_back=False, points=[])
+        return self.manifest.calibration
+
     # Searching
 
     def search(
@@ -173,7 +186,7 @@ class SparseIndex:
         else:
             vectors = self.encoder.encode_queries(queries)
             unknown = [self.encoder.unknown_terms(query) for query in queries]
-        traversal = choose_traversal(mode, effort, target_recall, k, self.manifest.calibration)
+        traversal = choose_traversal(mode, effort, target_recall, k, self._calibration)
         found = self.search_vectors(vectors, k, traversal, self._parts(filter), threads, counters)
         return Hits(
             ids=[self._ids(rows) for _, rows in found],
@@ -282,13 +295,14 @@ class SparseIndex:
     # Looking after
 
     def stats(self) -> dict[str, Any]:
-        """Counts and sizes: documents, deleted ones, segments, postings, units, bytes on disk, encoder."""
+        """Counts and sizes: documents, deleted ones, segments, postings, units, bytes on disk, encoder, calibration."""
         manifest = self.manifest
         files = [file for entry in manifest.segments for file in entry.files.values()]
         files += [entry.deletes.file for entry in manifest.segments if entry.deletes]
         files += manifest.encoder.files.values()
         postings = sum(entry.postings for entry in manifest.segments)
         rows = sum(entry.documents for entry in manifest.segments)
+        calibration = manifest.calibration
         return {
             "path": str(self.path),
             "generation": manifest.generation,
@@ -305,6 +319,7 @@ class SparseIndex:
             "encoder": manifest.encoder.family,
             "fingerprint": manifest.encoder.fingerprint,
             "complete": manifest.source.complete if manifest.source else True,
+            "calibration": calibration.summary() if calibration else {},
         }
 
     def verify(self) -> int:

@@ -74,9 +74,10 @@ def choose_traversal(
                 "run lexpert index calibrate, or give an effort"
             )
         point = calibration.cheapest(target_recall, k)
-        return (
-            Traversal("exact") if point is None else Traversal("approximate", point.effort, point.candidates)
-        )
+        if point is None:
+            return Traversal("exact")
+        # As many documents as were scored when it was measured: for fewer results no fewer of them.
+        return Traversal("approximate", point.effort, point.candidates * point.k / k)
     effort = DEFAULT_EFFORT if effort is None else effort
     if not 0 < effort <= 1:
         raise UsageError(f"effort is {effort}, but must be above 0 and at most 1")
