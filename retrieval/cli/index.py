@@ -1,4 +1,4 @@
-"""``lexpert index``: build, add, delete, merge, verify, stats; export and import."""
+"""``lexpert index``: build, add, delete, merge, calibrate, verify, stats; export and import."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from retrieval.cli.options import (
     B,
     Encoder,
     FieldsOption,
+    Impacts,
     IndexFolder,
     Json,
     Memory,
@@ -28,6 +29,9 @@ Merge = Annotated[
     bool,
     typer.Option(help="Merge segments in the background as they gather, and wait for that at the end."),
 ]
+
+TARGETS = (0.9, 0.95, 0.99)
+"""Recalls that a calibration is shown for."""
 
 index_app = typer.Typer(no_args_is_help=True, help="Build, change, inspect and exchange indexes.")
 index_app.command("export")(export)
@@ -45,9 +49,17 @@ def build(
     store: Annotated[
         str, typer.Option(help="What to keep of a document: title,text or title or none.")
     ] = "title,text",
+    impacts: Impacts = "float32",
     memory: Memory = 1024,
     workers: Workers = None,
     merge: Merge = True,
+    calibrate_queries: Annotated[
+        Path | None,
+        typer.Option(
+            help="queries.jsonl that searches aiming at a recall are tuned with; default: made from documents.",
+            metavar="FILE",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
     k1: K1 = None,
     b: B = None,
@@ -68,6 +80,9 @@ def build(
     With --ray the same index is built by the workers of a Ray cluster. All of them must see the corpus and the
     folder of the index under the same paths: on a cluster of several machines they belong on shared storage.
 
+    At the end of a build of some thousand documents or more, approximate search is calibrated, for
+    lexpert search --target-recall; calibrating again is lexpert index calibrate.
+
     Example: lexpert index build --encoder bm25 --corpus corpus.jsonl --out idx --field year:int
     """
     from retrieval.corpus import JsonlCorpus
@@ -80,7 +95,9 @@ def build(
         "workers": workers,
         "fields": parse_fields(field),
         "store": [] if store == "none" else [name.strip() for name in store.split(",")],
+        "impacts": impacts,
         "merge_policy": MERGE_POLICY if merge else None,
+        "calibrate_queries": _texts(calibrate_queries) if calibrate_queries else None,
         "overwrite": overwrite,
     }
     read, loaded = JsonlCorpus(corpus), load_encoder(encoder, k1, b)
@@ -205,6 +222,66 @@ def merge(index: IndexFolder, encoder: MovedEncoder = None, as_json: Json = Fals
         typer.echo(f"merged {before:,} segments of {index} into {after:,}")
 
 
+@index_app.command("calibrate")
+def calibrate(
+    index: IndexFolder,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            help="queries.jsonl like those to be searched for; default: made from documents.", metavar="FILE"
+        ),
+    ] = None,
+    encoder: MovedEncoder = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what recall approximate search reaches by how much work, for lexpert search --target-recall.
+
+    Calibrate again after large changes: what was measured on few documents need not hold on many.
+
+    Example: lexpert index calibrate idx --queries held-back.jsonl
+    """
+    from retrieval.index.writer import IndexWriter
+    from runtime.progress import progress
+
+    texts = _texts(queries) if queries else None
+    given = load_encoder(encoder) if encoder else None
+    with (
+        IndexWriter.open(index, encoder=given, merge_policy=None) as writer,
+        progress("calibrating", unit="searches") as advance,
+    ):
+        found = writer.calibrate(texts, advance)
+    choices = [
+        {"target_recall": recall, "k": k, **(point.model_dump() if point else {"k": k, "mode": "exact"})}
+        for recall in TARGETS
+        for k in sorted({point.k for point in found.points})
+        for point in [found.cheapest(recall, k)]
+    ]
+    if as_json:
+        print_json({**found.model_dump(), "choices": choices})
+        return
+    if not found.points:
+        typer.echo(
+            f"{index} is searched exactly whatever recall is aimed at: that is as fast as any other way"
+        )
+        return
+    kind = "held-back queries" if found.held_back else "queries made from documents"
+    typer.echo(f"{index}: {found.documents:,} documents, {found.queries:,} {kind}")
+    typer.echo(f"{'aim':>5} {'k':>6} {'effort':>8} {'candidates':>11} {'recall':>8}")
+    for choice in choices:
+        setting = (
+            f"{choice['effort']:8.3g} {choice['candidates']:11.3g} {choice['mean']:8.4f}"
+            if "effort" in choice
+            else f"{'exact':>8} {'':11} {1:8.4f}"
+        )
+        typer.echo(f"{choice['target_recall']:5.2f} {choice['k']:6,} {setting}")
+
+
+def _texts(queries: Path) -> list[str]:
+    from retrieval.documents import read_queries
+
+    return [text for _, text in read_queries(queries)]
+
+
 @index_app.command("verify")
 def verify(index: IndexFolder, as_json: Json = False) -> None:
     """Read every byte of an index and compare it with its checksums.
@@ -235,8 +312,17 @@ def stats(index: IndexFolder, as_json: Json = False) -> None:
     if as_json:
         print_json(found)
         return
+    calibration = found.pop("calibration")
     for name, value in found.items():
         typer.echo(f"{name:20} {_shown(value)}")
+    typer.echo(f"{'calibration':20} {_shown_calibration(calibration)}")
+
+
+def _shown_calibration(value: dict[str, Any]) -> str:
+    if not value:
+        return "none"
+    kind = "held-back" if value["held_back"] else "made"
+    return f"{value['points']:,} settings, by {value['queries']:,} {kind} queries on {value['documents']:,} documents"
 
 
 def _shown(value: Any) -> str:

@@ -31,6 +31,12 @@ FieldsOption = Annotated[
         "--field", help="A document key to filter by: NAME:int, NAME:float or NAME:keyword. Repeatable."
     ),
 ]
+Impacts = Annotated[
+    str,
+    typer.Option(
+        help="float32, or uint8: a quarter of the bytes, scores off by a known bit.", metavar="CODEC"
+    ),
+]
 K1 = Annotated[float | None, typer.Option(help="bm25: saturation of term counts (0.9).")]
 B = Annotated[float | None, typer.Option(help="bm25: strength of length normalisation (0.4).")]
 

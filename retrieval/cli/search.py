@@ -28,6 +28,20 @@ def search(
         str | None,
         typer.Option("--filter", help='JSON, such as {"field": "year", "gte": 2020}.', metavar="JSON"),
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="exact (the default), exhaustive (the same, slowly) or approximate.", metavar="MODE"
+        ),
+    ] = None,
+    effort: Annotated[
+        float | None,
+        typer.Option(help="Approximate: share of the query's postings to add up, up to 1.", metavar="E"),
+    ] = None,
+    target_recall: Annotated[
+        float | None,
+        typer.Option(help="Approximate: share of the exact results to find on average.", metavar="R"),
+    ] = None,
     encoder: MovedEncoder = None,
     explain: Annotated[bool, typer.Option(help="Show what each term adds to each score.")] = False,
     as_json: Json = False,
@@ -38,7 +52,7 @@ def search(
 
     lexpert search --index idx "how do vaccines work" --explain
 
-    lexpert search --index idx --queries queries.jsonl --run out.trec -k 1000
+    lexpert search --index idx --queries queries.jsonl --run out.trec -k 1000 --target-recall 0.99
     """
     from retrieval.index.sparse_index import SparseIndex
 
@@ -50,12 +64,18 @@ def search(
         raise UsageError(f"--run {run} is a folder; give a file for the run")
     if queries is not None and explain:
         raise UsageError("--explain goes with one question; a run file has no place for explanations")
-    condition = _parse_filter(filter_)
+    options: dict[str, Any] = {
+        "k": k,
+        "filter": _parse_filter(filter_),
+        "mode": mode,
+        "effort": effort,
+        "target_recall": target_recall,
+    }
     with SparseIndex.open(index, encoder=load_encoder(encoder) if encoder else None) as opened:
         if queries is not None and run is not None:
-            _search_file(opened, queries, run, k, condition, as_json)
+            _search_file(opened, queries, run, options, as_json)
         else:
-            _search_one(opened, query or "", k, condition, explain, as_json)
+            _search_one(opened, query or "", options, explain, as_json)
 
 
 def _parse_filter(text: str | None) -> Any:
@@ -69,10 +89,12 @@ def _parse_filter(text: str | None) -> Any:
         raise UsageError(f"--filter is not valid JSON ({error})") from None
 
 
-def _search_one(index: SparseIndex, query: str, k: int, condition: Any, explain: bool, as_json: bool) -> None:
+def _search_one(
+    index: SparseIndex, query: str, options: dict[str, Any], explain: bool, as_json: bool
+) -> None:
     from dataclasses import asdict
 
-    hits = index.search([query], k, filter=condition)
+    hits = index.search([query], **options)
     vector = index.encoder.encode_queries([query]) if explain else None
     rows: list[dict[str, Any]] = []
     for identifier, score in zip(hits.ids[0], hits.scores[0].tolist(), strict=True):
@@ -99,7 +121,9 @@ def _search_one(index: SparseIndex, query: str, k: int, condition: Any, explain:
             )
 
 
-def _search_file(index: SparseIndex, queries: Path, run: Path, k: int, condition: Any, as_json: bool) -> None:
+def _search_file(
+    index: SparseIndex, queries: Path, run: Path, options: dict[str, Any], as_json: bool
+) -> None:
     from retrieval.documents import read_queries
     from retrieval.interop.trec_run import write_run
     from runtime.batches import batched
@@ -108,7 +132,7 @@ def _search_file(index: SparseIndex, queries: Path, run: Path, k: int, condition
     rankings: dict[str, list[tuple[str, float]]] = {}
     with progress("searching", unit="queries") as advance:
         for batch in batched(read_queries(queries), 256):
-            hits = index.search([text for _, text in batch], k, filter=condition)
+            hits = index.search([text for _, text in batch], **options)
             for (identifier, _), ids, scores in zip(batch, hits.ids, hits.scores, strict=True):
                 if identifier in rankings:
                     raise InputError(f"{queries} has the query id {identifier!r} twice; ids must differ")

@@ -13,6 +13,7 @@ from typing import Literal
 from retrieval.corpus import Corpus
 from retrieval.documents import Document
 from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
+from retrieval.index.impact_codec import ImpactCodec, checked_codec
 from retrieval.index.lock import LOCK_FILE
 from retrieval.index.manifest import MANIFEST_FILE, Manifest, SourceEntry, read_manifest
 from retrieval.index.merge_policy import MergePolicy
@@ -57,15 +58,23 @@ def build_index(
     workers: int | None = None,
     fields: Mapping[str, str] | None = None,
     store: Sequence[str] = STORABLE,
+    impacts: str = "float32",
     overwrite: bool = False,
     merge_policy: MergePolicy | None = MERGE_POLICY,
+    calibrate_queries: Sequence[str] | None = None,
     commit_interval_s: float = COMMIT_INTERVAL_S,
 ) -> BuildReport:
     """Index a corpus into the folder `out`.
 
-    A complete index of the same corpus, encoder, fields and store is left as it is. A run that was cut short is
-    continued after its last commit; where there is none (an encoder that has to see the whole collection before
-    its first weight, or a run cut short early) it starts over.
+    A complete index of the same corpus, encoder, fields, store and impacts is left as it is. A run that was cut
+    short is continued after its last commit; where there is none (an encoder that has to see the whole collection
+    before its first weight, or a run cut short early) it starts over.
+
+    Args:
+        calibrate_queries: held-back queries for `IndexWriter.calibrate`, which ends a build of an index that is
+            large enough for it; None for queries made from documents.
+
+    The others are those of `IndexWriter.create`.
 
     Raises:
         ConflictError: `out` holds something else, or is being written; `overwrite` replaces the
@@ -74,7 +83,9 @@ def build_index(
     started = time.monotonic()
     corpus_checksum, encoder_fingerprint = corpus.checksum(), encoder.fingerprint
     fields, store = dict(fields or {}), list(store)
-    previous = same_build(out, corpus, corpus_checksum, encoder_fingerprint, fields, store, overwrite)
+    previous = same_build(
+        out, corpus, corpus_checksum, encoder_fingerprint, fields, store, checked_codec(impacts), overwrite
+    )
     consumed = 0
     if previous is not None and previous.source is not None:
         if previous.source.complete:
@@ -92,6 +103,7 @@ def build_index(
             encoder=encoder,
             fields=fields,
             store=store,
+            impacts=impacts,
             memory=memory,
             workers=workers,
             merge_policy=merge_policy,
@@ -104,6 +116,7 @@ def build_index(
         with progress("indexing", _remaining(corpus, consumed)) as advance:
             build.run(islice(iter(corpus), consumed, None), advance)
         finish_merges(writer)
+        calibrate(writer, calibrate_queries)
     return BuildReport(
         "continued" if previous else "built",
         read_manifest(out).num_documents,
@@ -122,6 +135,13 @@ def finish_merges(writer: IndexWriter) -> None:
     if writer.is_merging:
         with progress("merging") as advance:
             writer.finish_merges(advance)
+
+
+def calibrate(writer: IndexWriter, queries: Sequence[str] | None) -> None:
+    """Calibrate with progress, where there is anything to search approximately."""
+    if writer.has_tiers:
+        with progress("calibrating", unit="searches") as advance:
+            writer.calibrate(queries, advance)
 
 
 class _Build:
@@ -172,6 +192,7 @@ def same_build(
     encoder_fingerprint: str,
     fields: Mapping[str, str],
     store: Sequence[str],
+    impacts: ImpactCodec,
     overwrite: bool,
 ) -> Manifest | None:
     """The commit that an earlier run of the same build left; None where there is none, or it may be replaced.
@@ -199,6 +220,8 @@ def same_build(
         difference = f"has other fields ({', '.join(previous.fields) or 'none'})"
     elif previous.store != list(store):
         difference = f"stores {', '.join(previous.store) or 'nothing'}"
+    elif previous.impacts != impacts:
+        difference = f"stores impacts as {previous.impacts}"
     else:
         return previous
     if overwrite:

@@ -36,8 +36,9 @@ from retrieval.documents import Document, document_batches, document_text
 from retrieval.encoders.catalogue import load_encoder
 from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.buffer import DocumentBuffer
-from retrieval.index.build import BuildReport, finish_merges, same_build
+from retrieval.index.build import BuildReport, calibrate, finish_merges, same_build
 from retrieval.index.garbage import PARTS_FOLDER, collect_parts
+from retrieval.index.impact_codec import ImpactCodec, checked_codec
 from retrieval.index.manifest import FieldKind, SegmentEntry, SourceEntry, read_manifest
 from retrieval.index.merge_policy import MergePolicy
 from retrieval.index.ray_cluster import ray_cluster
@@ -84,7 +85,9 @@ def build_index_on_ray(
     workers: int | None = None,
     fields: Mapping[str, str] | None = None,
     store: Sequence[str] = STORABLE,
+    impacts: str = "float32",
     merge_policy: MergePolicy | None = MERGE_POLICY,
+    calibrate_queries: Sequence[str] | None = None,
     overwrite: bool = False,
     part_bytes: int = PART_BYTES,
     advance: Advance | None = None,
@@ -110,7 +113,8 @@ def build_index_on_ray(
     started = time.monotonic()
     corpus_checksum, fingerprint = corpus.checksum(), encoder.fingerprint
     fields, store = dict(fields or {}), list(store)
-    previous = same_build(out, corpus, corpus_checksum, fingerprint, fields, store, overwrite)
+    codec = checked_codec(impacts)
+    previous = same_build(out, corpus, corpus_checksum, fingerprint, fields, store, codec, overwrite)
     if previous is not None and previous.source is not None:
         if previous.source.complete:
             return BuildReport("reused", previous.num_documents, 0, 0, 0, time.monotonic() - started, out)
@@ -123,18 +127,19 @@ def build_index_on_ray(
         encoder=encoder,
         fields=fields,
         store=store,
+        impacts=codec,
         memory=memory,
         merge_policy=merge_policy,
         overwrite=overwrite,
     ) as writer:
-        settings = [corpus_checksum, fingerprint, sorted(fields.items()), store, part_bytes]
+        settings = [corpus_checksum, fingerprint, sorted(fields.items()), store, codec, part_bytes]
         parts = out / f"{PARTS_FOLDER}-{hashlib.sha256(orjson.dumps(settings)).hexdigest()[:12]}"
         collect_parts(out, wanted=parts)
         parts.mkdir(exist_ok=True)
         is_counting = isinstance(encoder, CountingEncoder)
         cuts = list(cut_corpus(corpus.path, part_bytes, None if is_counting else MODEL_BATCH_DOCUMENTS))
         with ray_cluster(address, workers) as cores:
-            build = _RayBuild(parts, encoder, writer.fields, store, cuts, cores, advance)
+            build = _RayBuild(parts, encoder, writer.fields, store, codec, cuts, cores, advance)
             reports = build.counted_and_weighed() if is_counting else build.encoded()
         for report in reports:
             writer.take_segment(
@@ -145,6 +150,7 @@ def build_index_on_ray(
             SourceEntry(corpus=corpus_checksum, encoder=fingerprint, consumed=consumed, complete=True)
         )
         finish_merges(writer)
+        calibrate(writer, calibrate_queries)
     documents = read_manifest(out).num_documents
     return BuildReport(
         "built", documents, done.added, done.replaced, done.empty, time.monotonic() - started, out
@@ -186,13 +192,14 @@ class _RayBuild:
         encoder: SparseEncoder,
         fields: Mapping[str, FieldKind],
         store: Sequence[str],
+        impacts: ImpactCodec,
         cuts: Sequence[CorpusPart],
         cores: int,
         advance: Advance | None,
     ) -> None:
         self._folder = folder
         self._encoder = encoder
-        self._settings = (str(folder), dict(fields), list(store))
+        self._settings = (str(folder), dict(fields), list(store), impacts)
         self._cuts = cuts
         self._cores = cores
         self._advance = advance
@@ -330,12 +337,19 @@ class _PartWorker:
     """What the workers of all stages share. They live in processes of Ray's, one part at a time."""
 
     def __init__(
-        self, stage: str, folder: str, fields: Mapping[str, FieldKind], store: Sequence[str], encoder: str
+        self,
+        stage: str,
+        folder: str,
+        fields: Mapping[str, FieldKind],
+        store: Sequence[str],
+        impacts: ImpactCodec,
+        encoder: str,
     ) -> None:
         self._stage = stage
         self._folder = Path(folder)
         self._fields = fields
         self._store = store
+        self._impacts = impacts
         self._encoder_folder = encoder
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -355,7 +369,7 @@ class _PartWorker:
         # A name of its own for every attempt: the worker that is believed dead may still be writing.
         name = f"{self._stage}-{part.number:06d}-{uuid.uuid4().hex}"
         fields = {} if counted else self._fields
-        with SegmentWriter(self._folder, name, fields, counted) as writer:
+        with SegmentWriter(self._folder, name, fields, counted, self._impacts) as writer:
             for run in buffer.runs(num_units):
                 writer.add(run)
             return writer.close()

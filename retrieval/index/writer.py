@@ -18,6 +18,7 @@ from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.arrays import sync_folder
 from retrieval.index.background_merge import Merging
 from retrieval.index.buffer import DocumentBuffer
+from retrieval.index.calibration import Calibration
 from retrieval.index.garbage import collect_garbage, collect_parts
 from retrieval.index.lock import WriterLock
 from retrieval.index.manifest import (
@@ -102,6 +103,7 @@ class IndexWriter:
         )
         self._generation = committed.generation if committed else 0
         self._source = committed.source if committed else None
+        self._calibration = committed.calibration if committed else None
         self._is_new = committed is None
         self._is_closed = False
         # An encoder given for an index that has one already: the index refers to its new place from now on.
@@ -399,6 +401,39 @@ class IndexWriter:
             self._publish()
         return replace(report, generation=self._generation)
 
+    def calibrate(
+        self,
+        queries: Sequence[str] | SparseActivations | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> Calibration:
+        """Commit, then measure what recall approximate search reaches, and commit that; later commits keep it.
+
+        Call it after `finish_merges` or `merge`: what they lay out in tiers is what is searched approximately.
+
+        Args:
+            queries: held back, of the kind that will be searched for; None for queries made from documents.
+            advance: called with the number of searches done since the last call.
+
+        Raises:
+            UsageError: fewer than 8 of the `queries` find anything.
+        """
+        from retrieval.index.sparse_index import SparseIndex
+        from retrieval.search.calibrate import calibrate
+
+        self._check_open()
+        if self.has_changes:
+            self.commit()
+        encoder = self.encoder if self._is_encoder_loaded else None
+        with SparseIndex.open(self.path, encoder=encoder) as index:
+            self._calibration = calibrate(index, queries, advance=advance)
+        self._publish()
+        return self._calibration
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether any segment of the last commit is laid out in tiers, so that approximate search has a use."""
+        return any(segment.entry.layout == "tiers" for segment in self._segments)
+
     @property
     def is_merging(self) -> bool:
         """Whether `finish_merges` has anything to do."""
@@ -539,6 +574,7 @@ class IndexWriter:
             store=self.store,
             impacts=self.impacts,
             segments=[segment.entry for segment in segments],
+            calibration=self._calibration,
             source=self._source,
         )
         write_manifest(self.path, manifest)

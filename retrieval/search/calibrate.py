@@ -5,6 +5,7 @@ Every measure counts work, not time: the same index and queries give the same ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
@@ -52,7 +53,7 @@ Measured = tuple[NDArray[np.float64], float]
 
 def calibrate(
     index: SparseIndex,
-    queries: SparseActivations | None = None,
+    queries: Sequence[str] | SparseActivations | None = None,
     *,
     seed: int = 0,
     advance: Advance | None = None,
@@ -60,10 +61,10 @@ def calibrate(
     """Measure settings of the approximate search on an index.
 
     Args:
-        queries: held back, of the kind that will be searched for; at most 512 of them are used. None for
-            queries made from documents: the heaviest third of the units of some, with weights a little off.
-            Whether a made query finds its own document does not count.
-        seed: of the choice of queries and documents.
+        queries: texts or vectors, held back, of the kind that will be searched for; at most 512 of them are
+            used. None for queries made from documents: the heaviest third of the units of some, with weights
+            a little off. Whether such a query finds its own document does not count.
+        seed: of the choice of queries or documents.
         advance: called with the number of searches done since the last call.
 
     Raises:
@@ -74,8 +75,12 @@ def calibrate(
     if queries is None:
         vectors, sources = _queries_of_documents(index, random)
     else:
-        vectors = scorable(queries.numpy(), max(index.manifest.num_units, 1))
-        vectors = vectors[random.permutation(len(vectors))[: max(MOST_QUERIES.values())]]
+        chosen = random.permutation(len(queries))[: max(MOST_QUERIES.values())]
+        if isinstance(queries, SparseActivations):
+            vectors = queries.numpy()[chosen]
+        else:
+            vectors = index.encoder.encode_queries([queries[query] for query in chosen.tolist()])
+        vectors = scorable(vectors, max(index.manifest.num_units, 1))
         sources = np.full(len(vectors), -1, np.int64)
     points: list[CalibrationPoint] = []
     used = 0
