@@ -56,8 +56,8 @@ class Seismic(Engine):
         ]
 
     def settings(self, build: Options, k: int) -> list[Options]:  # noqa: ARG002
-        cuts = (3, 5, 8, 12, 20, 40) if k < 100 else (8, 12, 20, 40, 80)
-        factors = (0.6, 0.7, 0.8, 0.9, 1.0) if k < 100 else (0.5, 0.6, 0.7, 0.8, 0.9)
+        cuts = (3, 5, 8, 12, 20) if k < 100 else (5, 8, 10, 12, 15, 20, 40)
+        factors = (0.7, 0.8, 0.9, 1.0) if k < 100 else (0.7, 0.8, 0.9)
         return [
             {"query_cut": cut, "heap_factor": factor, "sorted": ordered}
             for cut, factor, ordered in product(cuts, factors, (True, False))
