@@ -40,7 +40,8 @@ class TieredPostings:
         term_runs: uint32 ``[terms + 1]``, each term's range of runs; a run is a tier of a term.
         run_lengths: uint32 ``[runs]``, postings of a run in all windows.
         run_largest: float32 ``[runs]``, the largest impact of a run.
-        run_starts: uint32 ``[windows, runs + 1]``, the postings of each run from the start of its window's.
+        run_starts: uint32 ``[runs + 1, windows]``, the postings of each run from the start of its window's; so what a
+            query needs of one run lies together for all windows.
         posting_places: uint16 ``[postings]``, places inside the window, ascending in a run.
         posting_impacts: float32 or uint8 ``[postings]``, > 0.
         row_starts: int64 ``[documents + 1]``, each document's range in `row_terms` and `row_impacts`.
@@ -62,7 +63,7 @@ class TieredPostings:
         self.run_lengths: NDArray[np.uint32] = column("run.lengths", np.uint32)
         self.run_largest: NDArray[np.float32] = column("run.largest", np.float32)
         self.run_starts: NDArray[np.uint32] = column("run.starts", np.uint32).reshape(
-            self.num_windows, len(self.run_lengths) + 1
+            len(self.run_lengths) + 1, self.num_windows
         )
         self.posting_places: NDArray[np.uint16] = column("posting.places", np.uint16)
         self.posting_impacts: NDArray[Any] = column("posting.impacts", codec_dtype(codec))

@@ -54,13 +54,14 @@ def write_tiers(
     step = step_for(census.largest) if codec == "uint8" else 1.0
     run_lengths = np.zeros(plan.num_runs, np.int64)
     run_largest = np.zeros(plan.num_runs, np.float32)
+    run_starts: list[NDArray[np.uint32]] = []
     rows = total = groups = 0
     for name in ("window.documents", "window.postings", "row.starts", "residual.starts"):
         append(name, np.int64, np.zeros(1, np.int64))
     for window in windows():
         stored = encode_impacts(np.asarray(window.weights, np.float32), codec, step)
         inverted = _invert(window, stored, plan, run_lengths, run_largest, np.float32(step))
-        append("run.starts", np.uint32, inverted.run_starts)
+        run_starts.append(inverted.run_starts)
         append("posting.places", np.uint16, inverted.places)
         append("posting.impacts", codec_dtype(codec), inverted.impacts)
         append("row.starts", np.int64, window.indptr[1:] + total)
@@ -79,10 +80,10 @@ def write_tiers(
     append("term.units", np.uint32, plan.units)
     append("term.runs", np.uint32, plan.term_runs)
     append("run.lengths", np.uint32, run_lengths)
+    append("run.starts", np.uint32, np.array(run_starts, np.uint32).reshape(len(run_starts), -1).T.ravel())
     append("run.largest", np.float32, run_largest)
     append("residual.slots", np.int32, plan.residual_slots)
     for name, dtype in (
-        ("run.starts", np.uint32),
         ("posting.places", np.uint16),
         ("residual.impacts", np.uint8),
     ):

@@ -40,15 +40,21 @@ LEVELS = 256
 BINS = 1024
 BIN_BITS = 6
 BUFFER = 4096
-SEED_EFFORT = 0.08
-"""Share of the postings that an exact search adds up to learn what a result has to reach."""
 EXHAUSTIVE_MODE, EXACT_MODE, APPROXIMATE_MODE = 0, 1, 2
-POSTINGS_PER_SCORED = 128
-"""Adding up so many postings takes about as long as scoring a document from its row."""
+BOUND_COST = 1 / 256
+"""Adding a term's bounds takes about as long as adding up one posting for so many documents."""
+IGNORED_COST = 0.5
+"""How much ignoring as much as a result needs would cost, as a share of the query's postings: a proof that leaves
+out tiers has more documents to score. Found by trying."""
+POSTINGS_PER_SCORED, DOCUMENTS_PER_SCORED = 64, 128
+"""Scoring a document from its row takes about as long as adding up so many postings and looking at the scores of so
+many documents, in an exhaustive search."""
 ROUNDING = np.float32(1 - 1e-5)
 """Float32 sums and the scales above are off by less than this."""
 AHEAD = 6
 """Rows whose memory is asked for while one is scored."""
+RUNS_AHEAD, MOST_AHEAD = 2, 512
+"""The same for postings: so many runs ahead, and so many postings of each; the processor follows longer ones."""
 LINE_BYTES = 64
 
 
@@ -96,9 +102,10 @@ class TieredScratch:
         self.sums = np.zeros(WINDOW_DOCUMENTS, np.uint16)
         self.group_largest = np.zeros(groups, np.uint16)
         self.bounds = np.zeros(groups, np.uint16)
+        self.found = np.zeros(groups + 1, np.int64)
         self.slots = np.zeros(0, np.uint8)
         self.scores = np.zeros(WINDOW_DOCUMENTS, np.float32)
-        self.terms = np.zeros((3, MOST_TERMS + 1), np.int64)
+        self.terms = np.zeros((5, MOST_TERMS + 1), np.int64)
         self.weights = np.zeros(MOST_TERMS + 1, np.float32)
         self.fixed = np.zeros(MOST_TERMS + 1, np.uint32)
         self.floats = np.zeros(MOST_TERMS + 1, np.float32)
@@ -178,6 +185,7 @@ def search_tiers(
         scratch.sums,
         scratch.group_largest,
         scratch.bounds,
+        scratch.found,
         scratch.slots,
         scratch.scores,
         scratch.terms,
@@ -245,6 +253,35 @@ def _largest_of_groups(sums: NDArray[np.uint16], largest: NDArray[np.uint16], gr
         of_member = sums[member * groups : (member + 1) * groups]
         for group in range(groups):
             largest[group] = of_member[group] if of_member[group] > largest[group] else largest[group]
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def _groups_from(
+    enough: int, group_largest: NDArray[np.uint16], groups: int, found: NDArray[np.int64]
+) -> int:
+    """List the groups whose largest sum is `enough`; returns how many. Without a branch: most are not."""
+    count = 0
+    for group in range(groups):
+        found[count] = group
+        count += np.intp(group_largest[group] >= enough)
+    return count
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def _groups_in_reach(
+    enough: np.float32,
+    ratio: np.float32,
+    group_largest: NDArray[np.uint16],
+    bounds: NDArray[np.uint16],
+    groups: int,
+    found: NDArray[np.int64],
+) -> int:
+    """List the groups whose largest sum is `enough` together with their bound; returns how many."""
+    count = 0
+    for group in range(groups):
+        found[count] = group
+        count += np.intp(np.float32(group_largest[group]) + np.float32(bounds[group]) * ratio >= enough)
+    return count
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -350,8 +387,8 @@ def _search_exhaustively(
             if units[term] != query_units[place]:
                 continue
             weight = query_weights[place] * step
-            first = base + run_starts[window, term_runs[term]]
-            last = base + run_starts[window, term_runs[term + 1]]
+            first = base + run_starts[term_runs[term], window]
+            last = base + run_starts[term_runs[term + 1], window]
             counts[POSTINGS] += last - first
             for posting in range(first, last):
                 scores[posting_places[posting]] += weight * np.float32(posting_impacts[posting])
@@ -428,6 +465,17 @@ def _level(worth: np.float32, largest: np.float32) -> int:
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
+def _prefetch_run(
+    first: int, last: int, posting_places: NDArray[np.uint16], posting_impacts: NDArray[Any]
+) -> None:
+    last = min(last, first + MOST_AHEAD)
+    for posting in range(first, last, LINE_BYTES // posting_places.itemsize):
+        prefetch(posting_places, posting)
+    for posting in range(first, last, LINE_BYTES // posting_impacts.itemsize):
+        prefetch(posting_impacts, posting)
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
 def _scatter_window(
     window: int,
     groups: int,
@@ -448,10 +496,17 @@ def _scatter_window(
     counts: NDArray[np.int64],
 ) -> None:
     """Add up the chosen tiers of one window; documents that are not allowed have 0."""
-    for place in range(chosen):
+    for place in range(chosen):  # all at once, so that the cache misses of looking them up overlap
         run = np.int64(term_runs[terms[0, place]])
-        first = base + run_starts[window, run]
-        last = base + run_starts[window, run + terms[1, place]]
+        terms[3, place] = base + run_starts[run, window]
+        terms[4, place] = base + run_starts[run + terms[1, place], window]
+    for place in range(min(RUNS_AHEAD, chosen)):
+        _prefetch_run(terms[3, place], terms[4, place], posting_places, posting_impacts)
+    for place in range(chosen):
+        if place + RUNS_AHEAD < chosen:
+            ahead = place + RUNS_AHEAD
+            _prefetch_run(terms[3, ahead], terms[4, ahead], posting_places, posting_impacts)
+        first, last = terms[3, place], terms[4, place]
         _scatter(sums, posting_places, posting_impacts, first, last, fixed[place], floats[place])
         counts[POSTINGS] += last - first
     if len(allowed):
@@ -459,6 +514,19 @@ def _scatter_window(
             place = local % GROUP_DOCUMENTS * groups + local // GROUP_DOCUMENTS
             sums[place] *= np.uint16(allowed[start + local])
     _largest_of_groups(sums, group_largest, groups)
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def _nth_largest(sums: NDArray[np.uint16], count: int, wanted: int, histogram: NDArray[np.int64]) -> int:
+    """A sum, ≥ 1, that about the `wanted` largest of `count` reach: at least so many, if there are."""
+    histogram[:] = 0
+    for place in range(count):
+        histogram[sums[place] >> BIN_BITS] += 1
+    level, above = BINS, 0
+    while level > 0 and above < wanted:
+        level -= 1
+        above += histogram[level]
+    return max(level << BIN_BITS, 1)
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -470,14 +538,7 @@ def _keep_best(
     histogram: NDArray[np.int64],
 ) -> tuple[int, int]:
     """Keep about the `wanted` candidates of the largest sums; returns how many, and the sum that they reach."""
-    histogram[:] = 0
-    for place in range(filled):
-        histogram[buffer_sums[place] >> BIN_BITS] += 1
-    level, above = BINS, 0
-    while level > 0 and above < wanted:
-        level -= 1
-        above += histogram[level]
-    threshold = level << BIN_BITS
+    threshold = _nth_largest(buffer_sums, filled, wanted, histogram)
     kept = 0
     room = len(buffer) // 2
     for place in range(filled):
@@ -485,7 +546,7 @@ def _keep_best(
             buffer[kept] = buffer[place]
             buffer_sums[kept] = buffer_sums[place]
             kept += 1
-    return kept, max(threshold, 1)
+    return kept, threshold
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -522,6 +583,7 @@ def _search_queries(
     sums: NDArray[np.uint16],
     group_largest: NDArray[np.uint16],
     bounds: NDArray[np.uint16],
+    found: NDArray[np.int64],
     slots: NDArray[np.uint8],
     scores: NDArray[np.float32],
     terms: NDArray[np.int64],
@@ -536,9 +598,7 @@ def _search_queries(
     other_rows: NDArray[np.int64],
     counts: NDArray[np.int64],
 ) -> None:
-    num_windows = len(window_documents) - 1
     step, residual_step = steps[0], steps[1]
-    k = top_scores.shape[1]
     for query in range(first_query, len(indptr) - 1, query_step):
         counts[QUERIES] += 1
         of_query = query_units[indptr[query] : indptr[query + 1]]
@@ -583,77 +643,59 @@ def _search_queries(
             weights[place + 1] *= step  # exact: a power of two
             slots[terms[0, place]] = place + 1
 
-        # 1. and 2. Scatter, and keep the documents that got most.
-        share = effort if mode == APPROXIMATE_MODE else SEED_EFFORT
-        budget = max(share * total_postings, np.float64(4 * candidates))
-        _choose_depths(
-            chosen, terms, weights, largest * step, term_runs, run_lengths, run_largest, budget, histogram
-        )
-        threshold, filled = 1, 0
-        for window in range(num_windows):
-            start, end = window_documents[window], window_documents[window + 1]
-            groups = (end - start + GROUP_DOCUMENTS - 1) // GROUP_DOCUMENTS
-            _scatter_window(
-                window, groups, chosen, terms, fixed, floats, term_runs, run_starts, window_postings[window],
-                posting_places, posting_impacts, allowed, start, end, sums, group_largest, counts,
-            )  # fmt: skip
-            if filled < candidates:  # no good threshold yet: the best groups of this window set one
-                histogram[:] = 0
-                for group in range(groups):
-                    histogram[group_largest[group] >> BIN_BITS] += 1
-                level, above = BINS, 0
-                while level > 0 and above < candidates:
-                    level -= 1
-                    above += histogram[level]
-                threshold = max(threshold, level << BIN_BITS)
-            for group in range(groups):
-                if group_largest[group] < threshold:
-                    continue
-                if filled > len(buffer) - GROUP_DOCUMENTS:
-                    filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
-                for member in range(GROUP_DOCUMENTS):
-                    reached = sums[member * groups + group]
-                    if reached >= threshold:
-                        buffer[filled] = start + group * GROUP_DOCUMENTS + member
-                        buffer_sums[filled] = reached
-                        filled += 1
-            sums[: groups * GROUP_DOCUMENTS] = 0
-            if filled > 2 * candidates:
-                filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
-        if filled > candidates:
-            filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
         if mode == APPROXIMATE_MODE:
+            # 1. and 2. Scatter, and keep the documents that got most.
+            budget = max(effort * total_postings, np.float64(4 * candidates))
+            _choose_depths(
+                chosen, terms, weights, largest * step, term_runs, run_lengths, run_largest, budget, histogram
+            )
+            threshold, filled = 1, 0
+            for window in range(len(window_documents) - 1):
+                start, end = window_documents[window], window_documents[window + 1]
+                groups = (end - start + GROUP_DOCUMENTS - 1) // GROUP_DOCUMENTS
+                _scatter_window(
+                    window, groups, chosen, terms, fixed, floats, term_runs, run_starts, window_postings[window],
+                    posting_places, posting_impacts, allowed, start, end, sums, group_largest, counts,
+                )  # fmt: skip
+                if filled < candidates:  # no good threshold yet: the best groups of this window set one
+                    threshold = max(threshold, _nth_largest(group_largest, groups, candidates, histogram))
+                for place in range(_groups_from(threshold, group_largest, groups, found)):
+                    group = found[place]
+                    if filled > len(buffer) - GROUP_DOCUMENTS:
+                        filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
+                    for member in range(GROUP_DOCUMENTS):
+                        reached = sums[member * groups + group]
+                        if reached >= threshold:
+                            buffer[filled] = start + group * GROUP_DOCUMENTS + member
+                            buffer_sums[filled] = reached
+                            prefetch(row_starts, buffer[filled])
+                            filled += 1
+                sums[: groups * GROUP_DOCUMENTS] = 0
+                if filled > 2 * candidates:
+                    filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
+            if filled > candidates:
+                filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
             size = _score_buffer(
                 buffer, filled, first_row, row_starts, row_terms, row_impacts, slots, weights, hits, best_scores,
                 best_rows, size, counts,
             )  # fmt: skip
         else:
-            # The candidates only tell what a result has to reach; the results are found by the proof.
-            reached_by = _score_buffer(
-                buffer, filled, first_row, row_starts, row_terms, row_impacts, slots, weights, hits,
-                other_scores[:k], other_rows[:k], 0, counts,
+            other_scores[:size] = best_scores[:size]
+            other_rows[:size] = best_rows[:size]
+            documents = window_documents[len(window_documents) - 1]
+            limit = total_postings // POSTINGS_PER_SCORED + documents // DOCUMENTS_PER_SCORED + 2 * candidates
+            is_proved, proved_size = _prove(
+                candidates, limit, scale, chosen, total_postings,
+                first_row, window_documents, window_postings, term_runs, run_lengths, run_largest, run_starts,
+                posting_places, posting_impacts, row_starts, row_terms, row_impacts, residual_slots,
+                residual_starts, residuals, residual_step, step, allowed, best_scores, best_rows, size, sums,
+                group_largest, bounds, found, slots, terms, weights, fixed, floats, histogram, hits, buffer, counts,
             )  # fmt: skip
-            needed = other_scores[0] if reached_by == k else np.float32(0)
-            if size == k:
-                needed = max(needed, best_scores[0])
-            is_proved = False
-            if needed > 0:
-                other_scores[:size] = best_scores[:size]
-                other_rows[:size] = best_rows[:size]
-                limit = total_postings // POSTINGS_PER_SCORED + candidates
-                is_proved, proved_size = _prove(
-                    needed, limit, scale, chosen, first_row, window_documents, window_postings, term_runs,
-                    run_largest, run_starts, posting_places, posting_impacts, row_starts, row_terms, row_impacts,
-                    residual_slots, residual_starts, residuals, residual_step, step, allowed, best_scores,
-                    best_rows, size, sums, group_largest, bounds, slots, terms, weights, fixed, floats, hits,
-                    buffer, counts,
-                )  # fmt: skip
-                if is_proved:
-                    size = proved_size
-                else:
-                    best_scores[:size] = other_scores[:size]
-                    best_rows[:size] = other_rows[:size]
-            if not is_proved:
+            if is_proved:
+                size = proved_size
+            else:
+                best_scores[:size] = other_scores[:size]
+                best_rows[:size] = other_rows[:size]
                 size = _search_exhaustively(
                     units, of_query, weights_of_query, first_row, window_documents, window_postings, term_runs,
                     run_starts, posting_places, posting_impacts, step, allowed, best_scores, best_rows, size,
@@ -665,15 +707,79 @@ def _search_queries(
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def _prove(
+def _choose_proof_depths(
     needed: np.float32,
+    chosen: int,
+    total_postings: int,
+    documents: int,
+    term_runs: NDArray[np.uint32],
+    run_lengths: NDArray[np.uint32],
+    run_largest: NDArray[np.float32],
+    residual_slots: NDArray[np.int32],
+    residual_step: np.float32,
+    step: np.float32,
+    terms: NDArray[np.int64],
+    weights: NDArray[np.float32],
+) -> tuple[np.float32, np.float32]:
+    """Choose how a proof treats each query term: which tiers it adds up, and whether it uses the term's bounds.
+
+    What a term's tiers can add at most, if the proof leaves them out, is *ignored*: the same for all documents. That
+    is chosen where it is little for what it saves. Sets `terms[1]` (tiers) and `terms[2]` (weights of bounds, as
+    whole numbers; 0 for none).
+
+    Returns:
+        What is ignored in all, in scores; and the scale of the bounds, 0 where they do not fit 16 bits.
+    """
+    bounds_total, largest_codes, ignored = np.float32(0), np.float32(0), np.float32(0)
+    for place in range(chosen):
+        term = terms[0, place]
+        weight = weights[place + 1] / step
+        first, last = np.int64(term_runs[term]), np.int64(term_runs[term + 1])
+        has_residual = residual_slots[term] >= 0
+        depth = last - first - np.int64(has_residual)
+        postings = np.int64(0)
+        for run in range(first, first + depth):
+            postings += run_lengths[run]
+        reachable = run_largest[last - 1] if has_residual else np.float32(0)
+        terms[1, place], uses_bounds, ignored_here = depth, has_residual, np.float32(0)
+        best_cost = postings + (documents * BOUND_COST if has_residual else 0.0)
+        if needed > 0:
+            for cut in range(depth, -1, -1):
+                if cut < depth:
+                    postings -= run_lengths[first + cut]
+                    reachable = max(reachable, run_largest[first + cut])
+                cost = postings + IGNORED_COST * total_postings * (weight * reachable / needed)
+                if cost < best_cost:
+                    best_cost, terms[1, place], uses_bounds = cost, cut, False
+                    ignored_here = weight * reachable
+        terms[2, place] = uses_bounds
+        ignored += ignored_here
+        if uses_bounds:
+            code = np.ceil(run_largest[last - 1] / residual_step)
+            bounds_total += weight * residual_step * code
+            largest_codes += code
+    room = np.float32(65535) - largest_codes  # the whole-number weights below are rounded up
+    if room < FULL / 4:
+        return ignored, np.float32(0)
+    bound_scale = room / bounds_total if bounds_total > 0 else np.float32(1)
+    for place in range(chosen):
+        if terms[2, place]:
+            terms[2, place] = np.int64(np.ceil(weights[place + 1] / step * residual_step * bound_scale))
+    return ignored, bound_scale
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def _prove(
+    candidates: int,
     limit: int,
     scale: np.float32,
     chosen: int,
+    total_postings: int,
     first_row: int,
     window_documents: NDArray[np.int64],
     window_postings: NDArray[np.int64],
     term_runs: NDArray[np.uint32],
+    run_lengths: NDArray[np.uint32],
     run_largest: NDArray[np.float32],
     run_starts: NDArray[np.uint32],
     posting_places: NDArray[np.uint16],
@@ -693,64 +799,95 @@ def _prove(
     sums: NDArray[np.uint16],
     group_largest: NDArray[np.uint16],
     bounds: NDArray[np.uint16],
+    found: NDArray[np.int64],
     slots: NDArray[np.uint8],
     terms: NDArray[np.int64],
     weights: NDArray[np.float32],
     fixed: NDArray[np.uint32],
     floats: NDArray[np.float32],
+    histogram: NDArray[np.int64],
     hits: NDArray[np.int64],
     buffer: NDArray[np.int64],
     counts: NDArray[np.int64],
 ) -> tuple[bool, int]:
-    """Score every document that could reach `needed`; gives up where that is more than `limit` of them."""
-    bounds_total, largest_codes = np.float32(0), np.float32(0)
-    for place in range(chosen):
-        term = terms[0, place]
-        runs = np.int64(term_runs[term + 1]) - np.int64(term_runs[term])
-        terms[1, place] = runs - np.int64(residual_slots[term] >= 0)
-        if residual_slots[term] >= 0:
-            code = np.ceil(run_largest[np.int64(term_runs[term + 1]) - 1] / residual_step)
-            bounds_total += weights[place + 1] / step * residual_step * code
-            largest_codes += code
-    room = np.float32(65535) - largest_codes  # the whole-number weights below are rounded up
-    if room < FULL / 4:
-        return False, size
-    bound_scale = room / bounds_total if bounds_total > 0 else np.float32(1)
-    for place in range(chosen):
-        bound_weight = np.ceil(weights[place + 1] / step * residual_step * bound_scale)
-        terms[2, place] = np.int64(bound_weight)
-    ratio = scale / bound_scale
-    slack = np.float32(2 * chosen + 2)
+    """Score every document that could be a result; gives up where that is more than `limit` of them.
+
+    Window by window: first the documents whose sums are largest, so that what a result needs is known early; then
+    all others that their sum, their group's bound and what is ignored do not exclude.
+    """
     k = len(best_scores)
-    survivors = filled = 0
-    for window in range(len(window_documents) - 1):
+    num_windows = len(window_documents) - 1
+    needed = best_scores[0] if size == k else np.float32(0)
+    chosen_for = np.float32(-1)
+    ignored, bound_scale = np.float32(0), np.float32(0)
+    slack = np.float32(2 * chosen + 2)
+    scored = filled = 0
+    for window in range(num_windows):
         start, end = window_documents[window], window_documents[window + 1]
         groups = (end - start + GROUP_DOCUMENTS - 1) // GROUP_DOCUMENTS
+        if chosen_for <= 0:
+            ignored, bound_scale = _choose_proof_depths(
+                needed, chosen, total_postings, window_documents[num_windows], term_runs, run_lengths,
+                run_largest, residual_slots, residual_step, step, terms, weights,
+            )  # fmt: skip
+            chosen_for = needed
+            if bound_scale == 0:
+                return False, size
         _scatter_window(
             window, groups, chosen, terms, fixed, floats, term_runs, run_starts, window_postings[window],
             posting_places, posting_impacts, allowed, start, end, sums, group_largest, counts,
         )  # fmt: skip
+        if needed > 0:
+            surely = np.int64(min(needed * scale, FULL)) + 1
+        else:
+            surely = _nth_largest(group_largest, groups, candidates, histogram)
+        for place in range(_groups_from(surely, group_largest, groups, found)):
+            group = found[place]
+            for member in range(GROUP_DOCUMENTS):
+                if sums[member * groups + group] >= surely:
+                    buffer[filled] = start + group * GROUP_DOCUMENTS + member
+                    prefetch(row_starts, buffer[filled])
+                    filled += 1
+            if filled > len(buffer) - GROUP_DOCUMENTS:
+                scored += filled
+                size = _score_buffer(
+                    buffer, filled, first_row, row_starts, row_terms, row_impacts, slots, weights, hits,
+                    best_scores, best_rows, size, counts,
+                )  # fmt: skip
+                filled = 0
+        scored += filled
+        size = _score_buffer(
+            buffer, filled, first_row, row_starts, row_terms, row_impacts, slots, weights, hits, best_scores,
+            best_rows, size, counts,
+        )  # fmt: skip
+        filled = 0
+        needed = best_scores[0] if size == k else np.float32(0)
+        if needed == 0 or scored > limit:
+            sums[: groups * GROUP_DOCUMENTS] = 0
+            return False, size
         bounds[:groups] = 0
         for place in range(chosen):
-            slot = np.int64(residual_slots[terms[0, place]])
-            if slot >= 0:
-                _add_bounds(
-                    bounds, residuals, residual_starts[window] + slot * groups, groups, terms[2, place]
-                )
+            if terms[2, place]:
+                of_term = residual_starts[window] + np.int64(residual_slots[terms[0, place]]) * groups
+                _add_bounds(bounds, residuals, of_term, groups, terms[2, place])
         counts[GROUPS] += groups
-        for group in range(groups):
-            enough = needed * scale * ROUNDING - slack - np.float32(bounds[group]) * ratio
-            if group_largest[group] < enough:
-                counts[SKIPPED] += 1
-                continue
+        ratio = scale / bound_scale
+        enough_alone = (needed * ROUNDING - ignored) * scale - slack
+        reaching = _groups_in_reach(enough_alone, ratio, group_largest, bounds, groups, found)
+        counts[SKIPPED] += groups - reaching
+        for place in range(reaching):
+            group = found[place]
+            enough = (needed * ROUNDING - ignored) * scale - slack - np.float32(bounds[group]) * ratio
             for member in range(min(GROUP_DOCUMENTS, end - start - group * GROUP_DOCUMENTS)):
+                reached = sums[member * groups + group]
                 row = start + group * GROUP_DOCUMENTS + member
-                if sums[member * groups + group] >= enough and (len(allowed) == 0 or allowed[row]):
+                if reached >= enough and reached < surely and (len(allowed) == 0 or allowed[row]):
                     buffer[filled] = row
+                    prefetch(row_starts, row)
                     filled += 1
-            if filled > len(buffer) - GROUP_DOCUMENTS or survivors + filled > limit:
-                survivors += filled
-                if survivors > limit:
+            if filled > len(buffer) - GROUP_DOCUMENTS or scored + filled > limit:
+                scored += filled
+                if scored > limit:
                     sums[: groups * GROUP_DOCUMENTS] = 0
                     return False, size
                 size = _score_buffer(
@@ -758,15 +895,13 @@ def _prove(
                     best_scores, best_rows, size, counts,
                 )  # fmt: skip
                 filled = 0
-                if size == k:
-                    needed = max(needed, best_scores[0])
+                needed = best_scores[0]
         sums[: groups * GROUP_DOCUMENTS] = 0
-        survivors += filled
+        scored += filled
         size = _score_buffer(
             buffer, filled, first_row, row_starts, row_terms, row_impacts, slots, weights, hits, best_scores,
             best_rows, size, counts,
         )  # fmt: skip
         filled = 0
-        if size == k:
-            needed = max(needed, best_scores[0])
+        needed = best_scores[0]
     return True, size

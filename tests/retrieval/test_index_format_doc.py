@@ -121,7 +121,7 @@ class DocumentedSegment:
         arrays = self.arrays
         step = float(arrays["segment.steps"][0])
         units, runs = arrays["term.units"].tolist(), arrays["term.runs"].tolist()
-        starts = arrays["run.starts"].reshape(len(self.documents) - 1, runs[-1] + 1).tolist()
+        starts = arrays["run.starts"].reshape(runs[-1] + 1, len(self.documents) - 1).T.tolist()
         assert units == sorted(set(units))
         for window, groups in enumerate(self.groups()):
             base = int(arrays["window.postings"][window])
@@ -143,7 +143,7 @@ class DocumentedSegment:
             entries = slice(*arrays["row.starts"][row : row + 2].tolist())
             assert [units[term] for term in arrays["row.terms"][entries].tolist()] == of_row
             assert [stored * step for stored in arrays["row.impacts"][entries].tolist()] == impacts
-        starts = arrays["run.starts"].reshape(len(self.documents) - 1, runs[-1] + 1)
+        starts = arrays["run.starts"].reshape(runs[-1] + 1, len(self.documents) - 1).T
         assert arrays["run.lengths"].tolist() == np.diff(starts, axis=1).sum(axis=0).tolist()
         largest = [0.0] * runs[-1]
         shares = [max(1, self.entry["documents"] // share) for share in (2048, 1024, 512, 256, 128, 64)]
