@@ -40,6 +40,8 @@ PERTURBATION = 0.3
 """Standard deviation of the logarithm of a made query's weights about those of its document."""
 SURVEY_SHARE, SURVEY_QUERIES = 4, 64
 """Every so many-th query, and at most so many, are tried with every setting; the others with promising ones."""
+POSTINGS_PER_GROUP = 8
+"""A group of documents that only exact search looks at takes as long as adding up so many postings."""
 SHARE = 8
 """Queries that a thread takes at a time."""
 MARGIN = 0.01
@@ -232,6 +234,7 @@ class _Measure:
         for of_share, counters in self._threads.map(search, range(0, len(vectors), SHARE)):
             found += of_share
             cost += counters.postings + POSTINGS_PER_SCORED * counters.scored
+            cost += POSTINGS_PER_GROUP * counters.groups
             if self._advance:
                 self._advance(len(of_share))
         return found, cost
