@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ class _Bench:
         key = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=6).hexdigest()
         folder = self.workload.folder / "indexes" / name / key
         record = folder.with_suffix(".json")
-        if not record.exists():
+        if not (record.exists() and load_engine(name).keeps_indexes):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with self._process(name) as process:
                 built = process.ask(
@@ -186,29 +186,14 @@ class _Bench:
         total = sum(len(engine.settings(index.options, k)) for index in indexes for k in self.depths)
         with progress(f"trying {name}", total, "settings") as advance:
             for index in indexes:
-                with self._process(name) as process:
-                    try:
-                        for k in self.depths:
-                            for setting in engine.settings(index.options, k):
-                                if not tried[k] or tried[k][-1][0] is not index:
-                                    self._open(process, index, k, setting)
-                                answer = process.ask(
-                                    "round",
-                                    setting=dict(setting),
-                                    k=k,
-                                    count=_survey_queries(k),
-                                    truth=str(truths[k]),
-                                )
-                                row = Measurement(name, index.options, setting, k, index.bytes, index.build_s)
-                                row.recall, row.rate = answer["recall"], 1e6 / answer["busy_us"]
-                                tried[k].append((index, row))
-                                self.found.surveyed.append(
-                                    {"engine": name, "k": k, "recall": row.recall, "rate": row.rate,
-                                     "options": dict(index.options), "setting": dict(setting)}
-                                )  # fmt: skip
-                                advance(1)
-                    except EngineError as error:
-                        self.found.failed.append(f"{error} ({described(index.options)})")
+                with self._process(name) as process, self._failures(index):
+                    self._open(
+                        process, index, self.depths[0], engine.settings(index.options, self.depths[0])[0]
+                    )
+                    for k in self.depths:
+                        for setting in engine.settings(index.options, k):
+                            tried[k].append((index, self._try(process, index, k, setting, str(truths[k]))))
+                            advance(1)
         return [
             pair
             for k in self.depths
@@ -216,6 +201,19 @@ class _Bench:
                 tried[k], [engine.is_always_measured(row.setting) for _, row in tried[k]]
             )
         ]
+
+    def _try(
+        self, process: EngineProcess, index: BuiltIndex, k: int, setting: Options, truth: str
+    ) -> Measurement:
+        count = SURVEY_QUERIES if k < 100 else SURVEY_QUERIES // 4
+        answer = process.ask("round", setting=dict(setting), k=k, count=count, truth=truth)
+        row = Measurement(index.engine, index.options, setting, k, index.bytes, index.build_s)
+        row.recall, row.rate = answer["recall"], 1e6 / answer["busy_us"]
+        self.found.surveyed.append(
+            {"engine": index.engine, "k": k, "recall": row.recall, "rate": row.rate,
+             "options": dict(index.options), "setting": dict(setting)}
+        )  # fmt: skip
+        return row
 
     def _open(self, process: EngineProcess, index: BuiltIndex, k: int, setting: Options) -> dict[str, Any]:
         queries = self.workload.queries_for(load_engine(index.engine).takes_weights)
@@ -227,44 +225,62 @@ class _Bench:
     # Measuring in turns
 
     def measure(self, chosen: list[tuple[BuiltIndex, Measurement]]) -> None:
-        with ExitStack() as stack:
-            processes: dict[Path, EngineProcess] = {}
-            opened: dict[Path, dict[str, Any]] = {}
-            for index, row in chosen:
-                if index.folder not in processes:
-                    processes[index.folder] = stack.enter_context(self._process(index.engine))
-                    opened[index.folder] = self._open(processes[index.folder], index, row.k, row.setting)
-            times: list[list[list[float]]] = [[] for _ in chosen]
-            busy: list[list[float]] = [[] for _ in chosen]
-            with progress("measuring", self.found.rounds * len(chosen), "rounds") as advance:
-                for turn in range(self.found.rounds):
-                    for place in np.roll(np.arange(len(chosen)), turn).tolist():
-                        index, row = chosen[place]
-                        takes_weights = load_engine(index.engine).takes_weights
-                        truth = (
-                            str(self.workload.truths([row.k], takes_weights)[row.k]) if turn == 0 else None
-                        )
-                        answer = processes[index.folder].ask(
-                            "round", setting=dict(row.setting), k=row.k, count=self.found.queries, truth=truth
-                        )
-                        times[place].append(answer["us"])
-                        busy[place].append(answer["busy_us"] / float(np.mean(answer["us"])))
-                        if truth:
-                            row.recall, row.work = answer["recall"], answer["work"]
-                        row.resident_bytes = answer["resident_bytes"]
-                        row.index_resident_bytes = answer["index_resident_bytes"]
-                        advance(1)
+        times: list[list[list[float]]] = [[] for _ in chosen]
+        busy: list[list[float]] = [[] for _ in chosen]
+        opened: dict[Path, dict[str, Any]] = {}
+        with (
+            ExitStack() as stack,
+            progress("measuring", self.found.rounds * len(chosen), "rounds") as advance,
+        ):
+            processes: dict[Path, EngineProcess | None] = {}
+            for turn in range(self.found.rounds):
+                for place in np.roll(np.arange(len(chosen)), turn).tolist():
+                    index, row = chosen[place]
+                    folder = index.folder
+                    try:
+                        if folder not in processes:
+                            started = stack.enter_context(self._process(index.engine))
+                            processes[folder] = started
+                            opened[folder] = self._open(started, index, row.k, row.setting)
+                        process = processes[folder]
+                        if process is not None:
+                            answer = self._round(process, row, with_recall=turn == 0)
+                            times[place].append(answer["us"])
+                            busy[place].append(answer["busy_us"] / float(np.mean(answer["us"])))
+                    except EngineError as error:
+                        processes[folder] = None
+                        self.found.failed.append(f"{error} ({described(index.options)})")
+                    advance(1)
         for place, (index, row) in enumerate(chosen):
-            taken = np.array(times[place])
-            of_query = np.median(taken, axis=0)
-            row.median_us, row.p99_us = float(np.median(of_query)), float(np.percentile(of_query, 99))
-            row.rate = 1e6 / float(of_query.mean())
-            row.busy = float(np.median(busy[place]))
-            row.open_s, row.first_query_us = (
-                opened[index.folder]["open_s"],
-                opened[index.folder]["first_query_us"],
-            )
-            self.found.measurements.append(row)
+            if len(times[place]) == self.found.rounds:
+                of_query = np.median(np.array(times[place]), axis=0)
+                row.median_us, row.p99_us = float(np.median(of_query)), float(np.percentile(of_query, 99))
+                row.rate = 1e6 / float(of_query.mean())
+                row.busy = float(np.median(busy[place]))
+                row.open_s = opened[index.folder]["open_s"]
+                row.first_query_us = opened[index.folder]["first_query_us"]
+                self.found.measurements.append(row)
+
+    def _round(self, process: EngineProcess, row: Measurement, with_recall: bool) -> dict[str, Any]:
+        truth = None
+        if with_recall:
+            truth = str(self.workload.truths([row.k], load_engine(row.engine).takes_weights)[row.k])
+        answer = process.ask(
+            "round", setting=dict(row.setting), k=row.k, count=self.found.queries, truth=truth
+        )
+        if with_recall:
+            row.recall, row.work = answer["recall"], answer["work"]
+        row.resident_bytes = answer["resident_bytes"]
+        row.index_resident_bytes = answer["index_resident_bytes"]
+        return answer
+
+    @contextmanager
+    def _failures(self, index: BuiltIndex) -> Iterator[None]:
+        """An engine that fails is passed over; what was measured before stays."""
+        try:
+            yield
+        except EngineError as error:
+            self.found.failed.append(f"{error} ({described(index.options)})")
 
     # Threads
 
@@ -274,7 +290,7 @@ class _Bench:
         rows = [
             row for row in self.found.measurements if row.engine == OURS and row.options == ours[0].options
         ]
-        with self._process(OURS, cores=2) as process:
+        with self._process(OURS, cores=2) as process, self._failures(ours[0]):
             for place, row in enumerate(rows):
                 if place == 0:
                     self._open(process, ours[0], row.k, row.setting)
@@ -289,10 +305,6 @@ class _Bench:
                     {"k": row.k, "setting": dict(row.setting), "one_s": taken["1"], "two_s": taken["2"],
                      "ratio": taken["1"] / taken["2"]}
                 )  # fmt: skip
-
-
-def _survey_queries(k: int) -> int:
-    return SURVEY_QUERIES if k < 100 else SURVEY_QUERIES // 4
 
 
 def best_settings(

@@ -35,6 +35,9 @@ class Engine(ABC):
     takes_weights: ClassVar[bool] = True
     """Whether query terms may have weights; else they are all taken as 1, in its exact answers too."""
 
+    keeps_indexes: ClassVar[bool] = True
+    """Whether an index that was built for an earlier run is used again."""
+
     def load(self) -> None:
         """Import what it needs, which takes no part in opening an index."""
         for module in self.requires:

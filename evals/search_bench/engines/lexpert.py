@@ -20,6 +20,8 @@ COUNTED = 200
 
 class Lexpert(Engine):
     name = "lexpert"
+    # What is being developed is built anew: its layout and its build time are those of the code as it is.
+    keeps_indexes = False
     requires = ("retrieval.encoders.precomputed", "retrieval.index.sparse_index")
 
     def builds(self, vectors: SparseActivations) -> list[Options]:  # noqa: ARG002
