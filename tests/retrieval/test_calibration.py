@@ -93,7 +93,13 @@ def test_targets_are_reached_by_other_queries(
 def test_targets_are_reached_without_queries(index: SparseIndex, made: Calibration, target: float) -> None:
     traversal = choose_traversal(None, None, target, 10, made)
     assert not made.held_back
-    assert recall(index, vectors_about_topics(1, DOCUMENTS, 24)[7:1000:8], 10, traversal) >= target - 0.02
+    documents = vectors_about_topics(1, DOCUMENTS, 24)[7:1000:8]
+    heaviest = [np.sort(np.argsort(-weights)[: len(units) // 3]) for units, weights in documents]
+    queries = SparseActivations.from_rows(
+        [(units[rows], weights[rows]) for (units, weights), rows in zip(documents, heaviest, strict=True)],
+        NUM_UNITS,
+    )
+    assert recall(index, queries, 10, traversal) >= target - 0.02
 
 
 def test_less_recall_takes_less_work(held_back: Calibration, made: Calibration) -> None:
@@ -104,9 +110,7 @@ def test_less_recall_takes_less_work(held_back: Calibration, made: Calibration) 
             assert front == sorted(front, key=lambda point: point.cost)
             assert all(less.recall < more.recall for less, more in pairwise(front))
             assert all(0 <= point.recall <= point.mean <= 1 for point in front)
-    traversals = [choose_traversal(None, None, target, 10, held_back) for target in (0.9, 0.99)]
-    assert all(traversal.mode == "approximate" for traversal in traversals)
-    assert traversals[0].effort <= traversals[1].effort
+    assert choose_traversal(None, None, 0.9, 10, held_back).mode == "approximate"
 
 
 def test_it_is_the_same_every_time(index: SparseIndex, made: Calibration) -> None:
