@@ -40,7 +40,7 @@ PERTURBATION = 0.3
 """Standard deviation of the logarithm of a made query's weights about those of its document."""
 SURVEY_SHARE, SURVEY_QUERIES = 4, 64
 """Every so many-th query, and at most so many, are tried with every setting; the others with promising ones."""
-POSTINGS_PER_GROUP = 8
+POSTINGS_PER_GROUP = 3
 """A group of documents that only exact search looks at takes as long as adding up so many postings."""
 SHARE = 8
 """Queries that a thread takes at a time."""
