@@ -28,6 +28,10 @@ from runtime.activations import SparseActivations
 TOP_ENTRIES = 1 << 22
 """Results that are kept at a time; larger batches are searched in pieces."""
 
+DOCUMENTS_PER_RESULT = 1500
+"""Exact searches of segments with fewer documents for every result are exhaustive. Measured: at 1,000 a proof takes
+as long (k = 100) or twice as long (k = 1,000), at 3,000 two thirds, at 100,000 less than a quarter of the time."""
+
 MODES = {"exhaustive": EXHAUSTIVE_MODE, "exact": EXACT_MODE, "approximate": APPROXIMATE_MODE}
 
 NO_LIMIT = np.zeros(0, np.bool_)
@@ -129,6 +133,7 @@ def _search_piece(
                     mode=MODES[traversal.mode],
                     effort=traversal.effort,
                     candidates=traversal.num_candidates(k),
+                    documents_per_result=DOCUMENTS_PER_RESULT,
                     counters=counters,
                 )
             else:

@@ -46,7 +46,7 @@ BOUND_COST = 1 / 256
 IGNORED_COST = 0.5
 """How much ignoring as much as a result needs would cost, as a share of the query's postings: a proof that leaves
 out tiers has more documents to score. Found by trying."""
-POSTINGS_PER_SCORED, DOCUMENTS_PER_SCORED = 64, 128
+POSTINGS_PER_SCORED, DOCUMENTS_PER_SCORED = 96, 192
 """Scoring a document from its row takes about as long as adding up so many postings and looking at the scores of so
 many documents, in an exhaustive search."""
 ROUNDING = np.float32(1 - 1e-5)
@@ -140,6 +140,7 @@ def search_tiers(
     mode: int,
     effort: float,
     candidates: int,
+    documents_per_result: int,
     counters: SearchCounters | None = None,
 ) -> None:
     """Search one segment for a share of some queries, carrying heaps of the best so far.
@@ -153,6 +154,8 @@ def search_tiers(
         mode: `EXHAUSTIVE_MODE`, `EXACT_MODE` or `APPROXIMATE_MODE`.
         effort: share of the postings of a query's terms that an approximate search adds up, at least.
         candidates: about how many documents of the largest sums are scored; ≥ k.
+        documents_per_result: an exact search adds up everything in a segment with fewer documents for every
+            result wanted: too many would have to be scored for a proof.
     """
     scratch.fit(postings, top[0].shape[1], candidates)
     counts = np.zeros(NUM_COUNTERS, np.int64)
@@ -181,6 +184,7 @@ def search_tiers(
         mode,
         effort,
         candidates,
+        documents_per_result,
         *top,
         scratch.sums,
         scratch.group_largest,
@@ -577,6 +581,7 @@ def _search_queries(
     mode: int,
     effort: float,
     candidates: int,
+    documents_per_result: int,
     top_scores: NDArray[np.float32],
     top_rows: NDArray[np.int64],
     sizes: NDArray[np.int64],
@@ -599,6 +604,7 @@ def _search_queries(
     counts: NDArray[np.int64],
 ) -> None:
     step, residual_step = steps[0], steps[1]
+    documents = window_documents[len(window_documents) - 1]
     for query in range(first_query, len(indptr) - 1, query_step):
         counts[QUERIES] += 1
         of_query = query_units[indptr[query] : indptr[query + 1]]
@@ -609,6 +615,8 @@ def _search_queries(
         chosen, total_postings, place = 0, 0, 0
         total, largest = np.float32(0), np.float32(0)
         is_scalable = mode != EXHAUSTIVE_MODE and len(of_query) <= MOST_TERMS
+        if mode == EXACT_MODE:
+            is_scalable &= documents_per_result * top_scores.shape[1] <= documents
         if is_scalable:
             for entry in range(len(of_query)):
                 place = _lower_bound(units, of_query[entry], place)
@@ -682,7 +690,6 @@ def _search_queries(
         else:
             other_scores[:size] = best_scores[:size]
             other_rows[:size] = best_rows[:size]
-            documents = window_documents[len(window_documents) - 1]
             limit = total_postings // POSTINGS_PER_SCORED + documents // DOCUMENTS_PER_SCORED + 2 * candidates
             is_proved, proved_size = _prove(
                 candidates, limit, scale, chosen, total_postings,

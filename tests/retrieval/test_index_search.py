@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import retrieval.index.merge
 import retrieval.index.sparse_index
+import retrieval.search.batch
 from retrieval import IndexWriter, SparseIndex
 from retrieval.search.explain import TermShare
 from runtime.activations import SparseActivations
@@ -109,6 +110,7 @@ def test_search_equals_the_oracle_after_any_history(
             patch.setattr(retrieval.index.sparse_index, "SPLIT_POSTINGS", -1)
         if tiered:  # as merged segments of many documents are
             patch.setattr(retrieval.index.merge, "TIERED_DOCUMENTS", 1)
+            patch.setattr(retrieval.search.batch, "DOCUMENTS_PER_RESULT", 0)
         path = Path(folder) / "index"
         fields = {"year": "int", "lang": "keyword"}
         writer = IndexWriter.create(path, encoder=number_encoder, fields=fields)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import retrieval.index.merge
+import retrieval.search.batch
 import retrieval.search.traversal
 from retrieval import IndexWriter, SparseIndex
 from retrieval.encoders.precomputed import PrecomputedEncoder
@@ -70,6 +71,7 @@ def test_every_mode_equals_the_oracle(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval.index.merge, "TIERED_DOCUMENTS", 1)
         patch.setattr(retrieval.index.merge, "WINDOW_POSTINGS", window_postings)
+        patch.setattr(retrieval.search.batch, "DOCUMENTS_PER_RESULT", 0)
         path = Path(folder) / "index"
         with IndexWriter.create(
             path, encoder=PrecomputedEncoder(num_units=NUM_UNITS), fields={"part": "int"}, impacts=codec
@@ -155,8 +157,11 @@ def queries_like(rows: SparseActivations, count: int) -> SparseActivations:
 
 
 @pytest.mark.parametrize("k", [1, 10, 100, 5000])
-def test_proofs_hold_and_fall_back(large: tuple[SparseIndex, SparseActivations], k: int) -> None:
+def test_proofs_hold_and_fall_back(
+    large: tuple[SparseIndex, SparseActivations], k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index, rows = large
+    monkeypatch.setattr(retrieval.search.batch, "DOCUMENTS_PER_RESULT", 0)
     queries = queries_like(rows, 8)
     counters = SearchCounters()
     exact = index.search(queries, k, counters=counters)
