@@ -42,6 +42,8 @@ SURVEY_SHARE, SURVEY_QUERIES = 4, 64
 """Every so many-th query, and at most so many, are tried with every setting; the others with promising ones."""
 POSTINGS_PER_GROUP = 3
 """A group of documents that only exact search looks at takes as long as adding up so many postings."""
+POSTINGS_PER_SWEPT = 2
+"""Adding up everything ends with a look at every document of a segment, which takes as long as so many postings."""
 SHARE = 8
 """Queries that a thread takes at a time."""
 MARGIN = 0.01
@@ -149,6 +151,8 @@ class _Measure:
         self._k = k
         self._threads = threads
         self._advance = advance
+        tiered = [segment.num_documents for segment in index.segments if segment.entry.layout == "tiers"]
+        self._sweep_cost = POSTINGS_PER_SWEPT * float(np.mean(tiered))
         exact, cost = self._search(vectors, Traversal("exact"))
         # A document that a query was made of is no result.
         wanted = np.array(
@@ -234,7 +238,7 @@ class _Measure:
         for of_share, counters in self._threads.map(search, range(0, len(vectors), SHARE)):
             found += of_share
             cost += counters.postings + POSTINGS_PER_SCORED * counters.scored
-            cost += POSTINGS_PER_GROUP * counters.groups
+            cost += POSTINGS_PER_GROUP * counters.groups + self._sweep_cost * counters.exhaustive
             if self._advance:
                 self._advance(len(of_share))
         return found, cost
