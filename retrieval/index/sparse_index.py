@@ -56,13 +56,17 @@ class SparseIndex:
         self._scratch = Scratch()
 
     @classmethod
-    def open(cls, path: str | Path, *, encoder: SparseEncoder | None = None) -> Self:
+    def open(
+        cls, path: str | Path, *, encoder: SparseEncoder | None = None, warm: bool = False
+    ) -> Self:
         """Open the last commit.
 
         Args:
             path: folder of the index.
             encoder: for queries, instead of loading the one that the index names when the first text comes;
                 must have its fingerprint.
+            warm: load the compiled search code now (tens of milliseconds; once after an installation, compile it)
+                instead of with the first query.
 
         Raises:
             NotFoundError: no index there.
@@ -76,7 +80,10 @@ class SparseIndex:
                 segments = [
                     Segment(path, entry, manifest.fields, bool(manifest.store)) for entry in manifest.segments
                 ]
-                return cls(path, manifest, segments, StoredEncoder(path, manifest.encoder, encoder))
+                index = cls(path, manifest, segments, StoredEncoder(path, manifest.encoder, encoder))
+                if warm:
+                    index._warm()
+                return index
             except (FileNotFoundError, FormatError) as error:
                 if read_manifest(path).generation == manifest.generation:
                     if isinstance(error, FormatError):
@@ -217,6 +224,13 @@ class SparseIndex:
             split_parts=split,
             counters=counters,
         )
+
+    def _warm(self) -> None:
+        """Search for nothing, once in each layout."""
+        nothing = SparseActivations.from_rows([([], [])], 1)
+        for layout in {part.segment.entry.layout for part in self._all_parts}:
+            part = next(part for part in self._all_parts if part.segment.entry.layout == layout)
+            self.search_vectors(nothing, 1, Traversal("exact"), [part])
 
     def _parts(self, condition: Filter | None) -> list[Part]:
         """The segments, and which of their documents may be results."""
