@@ -1,8 +1,8 @@
 """How impacts are stored: as float32, or as 8-bit codes times a step.
 
-A step is a power of two. So whole numbers up to 255 are stored exactly, a code turns into float32 without
-rounding, and ``weight × (code × step)`` equals ``(weight × step) × code`` bit by bit: a kernel scales the query
-once and reads the codes as they are.
+Only the tiers layout has 8-bit codes: documents are written as float32 first, and rounded once, when they come into
+a segment of that layout. Steps are coarse numbers themselves (eighths of powers of two), so segments of similar
+documents have the same step, and merging them rounds nothing again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ ImpactCodec = Literal["float32", "uint8"]
 LARGEST_CODE = 255
 SMALLEST_STEP = 2.0**-60
 LARGEST_STEP = 2.0**100
+STEPS_PER_OCTAVE = 8
 
 
 def checked_codec(name: str) -> ImpactCodec:
@@ -35,19 +36,18 @@ def codec_dtype(codec: ImpactCodec) -> type:
     return np.uint8 if codec == "uint8" else np.float32
 
 
-def step_for(largest: float) -> float:
-    """The smallest step (a power of two) whose codes reach an impact; 1 if there is none."""
-    if largest <= 0:
+def step_for(largest: float, are_whole: bool = False) -> float:
+    """The step of impacts up to `largest`: the smallest n / 8 · 2^e (n from 8 to 15) whose codes reach it.
+
+    1 where there are no impacts, and where all are whole numbers up to 255: those are stored exactly.
+    """
+    if largest <= 0 or (are_whole and largest <= LARGEST_CODE):
         return 1.0
-    step = 2.0 ** math.ceil(math.log2(largest / LARGEST_CODE))
-    while largest / step > LARGEST_CODE:
-        step *= 2
-    return min(max(step, SMALLEST_STEP), LARGEST_STEP)
-
-
-def window_step(impacts: NDArray[np.float32], codec: ImpactCodec) -> float:
-    """The step of impacts that are stored together; 1 where they are stored as they are."""
-    return step_for(float(impacts.max(initial=0))) if codec == "uint8" else 1.0
+    octave = 2.0 ** math.floor(math.log2(largest / LARGEST_CODE))
+    eighths = STEPS_PER_OCTAVE
+    while eighths / STEPS_PER_OCTAVE * octave * LARGEST_CODE < largest:
+        eighths += 1
+    return min(max(eighths / STEPS_PER_OCTAVE * octave, SMALLEST_STEP), LARGEST_STEP)
 
 
 def encode_impacts(impacts: NDArray[np.float32], codec: ImpactCodec, step: float) -> NDArray[Any]:
@@ -63,7 +63,7 @@ def encode_impacts(impacts: NDArray[np.float32], codec: ImpactCodec, step: float
 
 
 def decode_impacts(stored: NDArray[Any], step: float) -> NDArray[np.float32]:
-    """float32 impacts of stored ones; exact."""
+    """float32 impacts of stored ones; exact, since steps have 4 significant bits and codes 8."""
     if stored.dtype == np.float32:
         return stored
     return stored.astype(np.float32) * np.float32(step)

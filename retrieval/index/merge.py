@@ -44,8 +44,8 @@ def merge_segments(
 ) -> SegmentEntry:
     """Write the live documents of `segments` as the segment `name`; their order stays, and so do their impacts.
 
-    Impacts stay bit by bit, but for two cases: where `impacts` is another codec than that of a segment, and where
-    8-bit impacts meet that need a coarser step, whose error stays below one such step.
+    Impacts stay bit by bit, but for those that become 8-bit codes: those of segments that hold floats, and those of
+    8-bit segments with another step than the merged one.
 
     `advance` is called with the number of documents done since the last call.
     """

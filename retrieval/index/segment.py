@@ -45,7 +45,7 @@ class Segment:
         self.postings: WindowPostings | TieredPostings = (
             TieredPostings(column, entry.impacts, entry.documents)
             if entry.layout == "tiers"
-            else WindowPostings(column, entry.impacts)
+            else WindowPostings(column)
         )
         self.fields = {name: FieldColumn.open(folder, name, kind, files) for name, kind in fields.items()}
         self._stored = (

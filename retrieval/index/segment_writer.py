@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from retrieval.index.arrays import ArrayFolderWriter
 from retrieval.index.fields import FieldColumnWriter
-from retrieval.index.impact_codec import ImpactCodec, codec_dtype, encode_impacts, window_step
+from retrieval.index.impact_codec import ImpactCodec
 from retrieval.index.manifest import FieldKind, Layout, SegmentEntry
 from retrieval.index.segment import SEGMENTS_FOLDER
 from retrieval.index.string_table import StringTableWriter
@@ -82,10 +82,7 @@ class SegmentWriter:
         if self._counted:
             self._append(COUNTS_FILE, np.float32, by_unit.weights)
         else:
-            step = window_step(by_unit.weights, self.codec)
-            stored = encode_impacts(by_unit.weights, self.codec, step)
-            self._append("posting.impacts", codec_dtype(self.codec), stored)
-            self._append("window.steps", np.float32, np.array([step]))
+            self._append("posting.impacts", np.float32, by_unit.weights)
         if lengths is not None:
             self._append(LENGTHS_FILE, np.int64, lengths)
         self._rows += activations.num_rows
@@ -142,7 +139,7 @@ class SegmentWriter:
         return SegmentEntry(
             name=self.name,
             layout=self._layout or "windows",
-            impacts=self.codec,
+            impacts=self.codec if self._layout == "tiers" else "float32",
             documents=self._documents,
             postings=self._postings,
             files=files,

@@ -56,9 +56,7 @@ class SparseIndex:
         self._scratch = Scratch()
 
     @classmethod
-    def open(
-        cls, path: str | Path, *, encoder: SparseEncoder | None = None, warm: bool = False
-    ) -> Self:
+    def open(cls, path: str | Path, *, encoder: SparseEncoder | None = None, warm: bool = False) -> Self:
         """Open the last commit.
 
         Args:

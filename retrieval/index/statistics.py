@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from retrieval.encoders.encoder import CountingEncoder
 from retrieval.index.arrays import ArrayWriter, map_array, sync_folder
-from retrieval.index.impact_codec import codec_dtype, encode_impacts, step_for
 from retrieval.index.manifest import SegmentEntry
 from retrieval.index.segment import SEGMENTS_FOLDER
 from retrieval.index.segment_writer import COUNTS_FILE, LENGTHS_FILE
@@ -85,31 +84,19 @@ def collection_statistics(
     return frequency, documents, length
 
 
-def _impacts(segment: CountedSegment, encoder: CountingEncoder) -> Iterator[NDArray[np.float32]]:
-    for units, rows, counts in segment.pieces():
-        yield encoder.weigh(units, counts, segment.lengths[rows])
-
-
 def weigh_segment(segment: CountedSegment, encoder: CountingEncoder) -> SegmentEntry:
     """Write the impacts of a segment beside its counts, drop what is not needed then, and describe it anew."""
-    codec = segment.entry.impacts
-    step = 1.0
-    if codec == "uint8":  # the largest impact has to be known first
-        step = step_for(max((float(piece.max()) for piece in _impacts(segment, encoder)), default=0.0))
-    impacts = ArrayWriter(segment.folder / "posting.impacts", codec_dtype(codec))
-    steps = ArrayWriter(segment.folder / "window.steps", np.float32)
+    impacts = ArrayWriter(segment.folder / "posting.impacts", np.float32)
     try:
-        for piece in _impacts(segment, encoder):
-            impacts.append(encode_impacts(piece, codec, step))
-        steps.append(np.full(segment.num_windows, step, np.float32))
-        described = {"posting.impacts": impacts.close(), "window.steps": steps.close()}
+        for units, rows, counts in segment.pieces():
+            impacts.append(encoder.weigh(units, counts, segment.lengths[rows]))
+        described = impacts.close()
     except BaseException:
         impacts.abandon()
-        steps.abandon()
         raise
     files = dict(segment.entry.files)
     for name in (COUNTS_FILE, LENGTHS_FILE):
         del files[name]
         (segment.folder / name).unlink()
     sync_folder(segment.folder)
-    return segment.entry.model_copy(update={"files": {**files, **described}})
+    return segment.entry.model_copy(update={"files": {**files, "posting.impacts": described}})

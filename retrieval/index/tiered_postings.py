@@ -35,7 +35,7 @@ class TieredPostings:
     Attributes:
         window_documents: int64 ``[windows + 1]``, each window's range of rows.
         window_postings: int64 ``[windows + 1]``, each window's range in the postings.
-        steps: float32 ``[2]``, what a stored impact and a residual have to be multiplied by; powers of two.
+        steps: float32 ``[2]``, what a stored impact and a residual have to be multiplied by.
         units: uint32 ``[terms]``, the units of the segment, ascending; a place in here is a *term*.
         term_runs: uint32 ``[terms + 1]``, each term's range of runs; a run is a tier of a term.
         run_lengths: uint32 ``[runs]``, postings of a run in all windows.

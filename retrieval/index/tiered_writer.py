@@ -51,7 +51,7 @@ def write_tiers(
     def append(name: str, dtype: type, values: NDArray[Any]) -> None:
         folder.array(name, dtype).append(values)
 
-    step = step_for(census.largest) if codec == "uint8" else 1.0
+    step = step_for(census.largest, census.are_whole) if codec == "uint8" else 1.0
     run_lengths = np.zeros(plan.num_runs, np.int64)
     run_largest = np.zeros(plan.num_runs, np.float32)
     run_starts: list[NDArray[np.uint32]] = []
@@ -129,6 +129,7 @@ class _Census:
 
     def __init__(self, num_units: int, stride: int) -> None:
         self.largest = 0.0
+        self.are_whole = True
         self._frequency = np.zeros(num_units, np.int64)
         self._stride = stride
         self._rows = 0
@@ -139,6 +140,7 @@ class _Census:
         units, impacts = np.asarray(window.units), np.asarray(window.weights, np.float32)
         self._frequency += np.bincount(units, minlength=len(self._frequency))
         self.largest = max(self.largest, float(impacts.max(initial=0)))
+        self.are_whole = self.are_whole and bool((impacts == np.rint(impacts)).all())
         if self._stride > 1:
             first = -self._rows % self._stride
             sample = window[np.arange(first, window.num_rows, self._stride)]
@@ -157,7 +159,7 @@ class _Census:
         term_runs = np.concatenate([np.zeros(1, np.int64), np.cumsum(tiers)])
         has_residual = tiers == len(TIER_SHARES) + 1
         slots = np.where(has_residual, np.cumsum(has_residual) - 1, -1).astype(np.int32)
-        step = step_for(self.largest)
+        step = step_for(self.largest, self.are_whole)
         codes = np.concatenate(
             [np.zeros(0, np.uint8), *(encode_impacts(impacts, "uint8", step) for impacts in self._impacts)]
         )
@@ -256,13 +258,12 @@ def _invert_kernel(
     num_runs = term_runs[-1]
     starts = np.zeros(num_runs + 1, np.uint32)
     runs = np.empty(len(units), np.uint32)
-    inverse_step = np.float32(1) / residual_step  # exact: a power of two
     for row in range(len(indptr) - 1):
         for posting in range(indptr[row], indptr[row + 1]):
             term = term_of_unit[units[posting]]
             impact = np.float32(stored[posting]) * step
             # Rounded as `encode_impacts` does, for the tiers; rounded up, for the bounds.
-            code = max(np.float32(1), np.rint(weights[posting] * inverse_step))
+            code = max(np.float32(1), np.rint(weights[posting] / residual_step))
             run, last = term_runs[term], term_runs[term + 1] - 1
             while run < last and code <= thresholds[run]:
                 run += 1
@@ -270,7 +271,7 @@ def _invert_kernel(
             starts[run + 1] += 1
             run_largest[run] = max(run_largest[run], impact)
             if run == last and residual_slots[term] >= 0:
-                bound = np.uint8(min(np.float32(LARGEST_CODE), np.ceil(impact * inverse_step)))
+                bound = np.uint8(min(np.float32(LARGEST_CODE), np.ceil(impact / residual_step)))
                 group = row // GROUP_DOCUMENTS
                 if bound > residuals[residual_slots[term], group]:
                     residuals[residual_slots[term], group] = bound

@@ -14,7 +14,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.index.impact_codec import ImpactCodec, codec_dtype, decode_impacts
 from runtime.activations import SparseActivations
 
 WINDOW_DOCUMENTS = 1 << 16
@@ -29,23 +28,21 @@ class WindowPostings:
         window_documents: int64 ``[windows + 1]``, each window's range of rows.
         window_terms: int64 ``[windows + 1]``, each window's range in `term_units`.
         window_postings: int64 ``[windows + 1]``, each window's range in the postings.
-        window_steps: float32 ``[windows]``, what a stored impact has to be multiplied by; powers of two.
         term_units: uint32, the units of a window, ascending.
         term_starts: uint32, the first posting of each, from the start of the window's postings.
         posting_rows: uint16 ``[postings]``, document numbers inside the window.
-        posting_impacts: float32 or uint8 ``[postings]``, > 0.
+        posting_impacts: float32 ``[postings]``, > 0.
     """
 
-    def __init__(self, column: Column, codec: ImpactCodec) -> None:
+    def __init__(self, column: Column) -> None:
         """Args: `column` maps the array of a name and dtype."""
         self.window_documents: NDArray[np.int64] = column("window.documents", np.int64)
         self.window_terms: NDArray[np.int64] = column("window.terms", np.int64)
         self.window_postings: NDArray[np.int64] = column("window.postings", np.int64)
-        self.window_steps: NDArray[np.float32] = column("window.steps", np.float32)
         self.term_units: NDArray[np.uint32] = column("term.units", np.uint32)
         self.term_starts: NDArray[np.uint32] = column("term.starts", np.uint32)
         self.posting_rows: NDArray[np.uint16] = column("posting.rows", np.uint16)
-        self.posting_impacts: NDArray[Any] = column("posting.impacts", codec_dtype(codec))
+        self.posting_impacts: NDArray[np.float32] = column("posting.impacts", np.float32)
 
     @property
     def num_windows(self) -> int:
@@ -56,23 +53,21 @@ class WindowPostings:
         documents = int(self.window_documents[window + 1] - self.window_documents[window])
         units, starts, rows, impacts = self._window(window)
         indptr, units, impacts = _transpose_window(units, starts, rows, impacts, documents)
-        return SparseActivations(indptr, units, self._decoded(window, impacts), num_units)
+        return SparseActivations(indptr, units, impacts, num_units)
 
     def row(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The units (ascending) and impacts of one document."""
         window, local = self._place(row)
         units, starts, rows, impacts = self._window(window)
         units, impacts = _document_postings(units, starts, rows, impacts, local)
-        return units, self._decoded(window, impacts)
+        return units, impacts
 
     def impacts(self, row: int, wanted: NDArray[np.int32]) -> NDArray[np.float32]:
         """The impacts of some units (ascending) in one document, 0 where it does not have them."""
         window, local = self._place(row)
         units, starts, rows, impacts = self._window(window)
-        return self._decoded(window, _document_impacts(units, starts, rows, impacts, local, wanted))
-
-    def _decoded(self, window: int, impacts: NDArray[Any]) -> NDArray[np.float32]:
-        return decode_impacts(impacts, float(self.window_steps[window]))
+        found: NDArray[np.float32] = _document_impacts(units, starts, rows, impacts, local, wanted)
+        return found
 
     def _place(self, row: int) -> tuple[int, int]:
         """The window of a document, and its number in there."""

@@ -9,8 +9,6 @@ The order is part of the definition: it makes scores reproducible bit by bit, wh
 
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +43,6 @@ def search_windows(
         postings.window_documents,
         postings.window_terms,
         postings.window_postings,
-        postings.window_steps,
         postings.term_units,
         postings.term_starts,
         postings.posting_rows,
@@ -69,11 +66,10 @@ def _search_windows(
     window_documents: NDArray[np.int64],
     window_terms: NDArray[np.int64],
     window_postings: NDArray[np.int64],
-    window_steps: NDArray[np.float32],
     term_units: NDArray[np.uint32],
     term_starts: NDArray[np.uint32],
     posting_rows: NDArray[np.uint16],
-    posting_impacts: NDArray[Any],
+    posting_impacts: NDArray[np.float32],
     allowed: NDArray[np.bool_],
     accumulators: NDArray[np.float32],
     top_scores: NDArray[np.float32],
@@ -90,7 +86,7 @@ def _search_windows(
             touched = False
             for entry in range(indptr[query], indptr[query + 1]):
                 unit = query_units[entry]
-                weight = query_weights[entry] * window_steps[window]  # exact: a power of two
+                weight = query_weights[entry]
                 high = terms_end
                 while term < high:  # query units ascend, so the search goes on where the last one ended
                     middle = (term + high) // 2
@@ -105,7 +101,7 @@ def _search_windows(
                 touched = True
                 end = base + term_starts[term + 1] if term + 1 < terms_end else postings_end
                 for posting in range(base + term_starts[term], end):
-                    accumulators[posting_rows[posting]] += weight * np.float32(posting_impacts[posting])
+                    accumulators[posting_rows[posting]] += weight * posting_impacts[posting]
             if not touched:
                 continue
             start = window_documents[window]

@@ -303,6 +303,7 @@ def _score_row(
     row_starts: NDArray[np.int64],
     row_terms: NDArray[Any],
     row_impacts: NDArray[Any],
+    step: np.float32,
     slots: NDArray[np.uint8],
     weights: NDArray[np.float32],
     hits: NDArray[np.int64],
@@ -315,7 +316,7 @@ def _score_row(
     score = np.float32(0)
     for hit in range(found):
         entry = hits[hit]
-        score += weights[slots[row_terms[entry]]] * np.float32(row_impacts[entry])
+        score += weights[slots[row_terms[entry]]] * (step * np.float32(row_impacts[entry]))
     return score
 
 
@@ -338,6 +339,7 @@ def _score_buffer(
     row_starts: NDArray[np.int64],
     row_terms: NDArray[Any],
     row_impacts: NDArray[Any],
+    step: np.float32,
     slots: NDArray[np.uint8],
     weights: NDArray[np.float32],
     hits: NDArray[np.int64],
@@ -352,7 +354,7 @@ def _score_buffer(
         if place + AHEAD < count:
             _prefetch_row(buffer[place + AHEAD], row_starts, row_terms, row_impacts)
         row = buffer[place]
-        score = _score_row(row, row_starts, row_terms, row_impacts, slots, weights, hits)
+        score = _score_row(row, row_starts, row_terms, row_impacts, step, slots, weights, hits)
         size = offer(top_scores, top_rows, size, score, first_row + row)
         counts[ROW_ENTRIES] += row_starts[row + 1] - row_starts[row]
     counts[SCORED] += count
@@ -390,12 +392,12 @@ def _search_exhaustively(
                 break
             if units[term] != query_units[place]:
                 continue
-            weight = query_weights[place] * step
+            weight = query_weights[place]
             first = base + run_starts[term_runs[term], window]
             last = base + run_starts[term_runs[term + 1], window]
             counts[POSTINGS] += last - first
             for posting in range(first, last):
-                scores[posting_places[posting]] += weight * np.float32(posting_impacts[posting])
+                scores[posting_places[posting]] += weight * (step * np.float32(posting_impacts[posting]))
         start = window_documents[window]
         groups = (window_documents[window + 1] - start + GROUP_DOCUMENTS - 1) // GROUP_DOCUMENTS
         threshold = top_scores[0] if size == k else np.float32(0)
@@ -648,14 +650,13 @@ def _search_queries(
         for place in range(chosen):
             floats[place] = weights[place + 1] * scale
             fixed[place] = np.uint32(floats[place] * step * np.float32(1 << FRACTION_BITS))
-            weights[place + 1] *= step  # exact: a power of two
             slots[terms[0, place]] = place + 1
 
         if mode == APPROXIMATE_MODE:
             # 1. and 2. Scatter, and keep the documents that got most.
             budget = max(effort * total_postings, np.float64(4 * candidates))
             _choose_depths(
-                chosen, terms, weights, largest * step, term_runs, run_lengths, run_largest, budget, histogram
+                chosen, terms, weights, largest, term_runs, run_lengths, run_largest, budget, histogram
             )
             threshold, filled = 1, 0
             for window in range(len(window_documents) - 1):
@@ -684,7 +685,7 @@ def _search_queries(
             if filled > candidates:
                 filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
             size = _score_buffer(
-                buffer, filled, first_row, row_starts, row_terms, row_impacts, slots, weights, hits, best_scores,
+                buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits, best_scores,
                 best_rows, size, counts,
             )  # fmt: skip
         else:
@@ -724,7 +725,6 @@ def _choose_proof_depths(
     run_largest: NDArray[np.float32],
     residual_slots: NDArray[np.int32],
     residual_step: np.float32,
-    step: np.float32,
     terms: NDArray[np.int64],
     weights: NDArray[np.float32],
 ) -> tuple[np.float32, np.float32]:
@@ -740,7 +740,7 @@ def _choose_proof_depths(
     bounds_total, largest_codes, ignored = np.float32(0), np.float32(0), np.float32(0)
     for place in range(chosen):
         term = terms[0, place]
-        weight = weights[place + 1] / step
+        weight = weights[place + 1]
         first, last = np.int64(term_runs[term]), np.int64(term_runs[term + 1])
         has_residual = residual_slots[term] >= 0
         depth = last - first - np.int64(has_residual)
@@ -771,7 +771,7 @@ def _choose_proof_depths(
     bound_scale = room / bounds_total if bounds_total > 0 else np.float32(1)
     for place in range(chosen):
         if terms[2, place]:
-            terms[2, place] = np.int64(np.ceil(weights[place + 1] / step * residual_step * bound_scale))
+            terms[2, place] = np.int64(np.ceil(weights[place + 1] * residual_step * bound_scale))
     return ignored, bound_scale
 
 
@@ -835,7 +835,7 @@ def _prove(
         if chosen_for <= 0:
             ignored, bound_scale = _choose_proof_depths(
                 needed, chosen, total_postings, window_documents[num_windows], term_runs, run_lengths,
-                run_largest, residual_slots, residual_step, step, terms, weights,
+                run_largest, residual_slots, residual_step, terms, weights,
             )  # fmt: skip
             chosen_for = needed
             if bound_scale == 0:
@@ -858,13 +858,13 @@ def _prove(
             if filled > len(buffer) - GROUP_DOCUMENTS:
                 scored += filled
                 size = _score_buffer(
-                    buffer, filled, first_row, row_starts, row_terms, row_impacts, slots, weights, hits,
+                    buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits,
                     best_scores, best_rows, size, counts,
                 )  # fmt: skip
                 filled = 0
         scored += filled
         size = _score_buffer(
-            buffer, filled, first_row, row_starts, row_terms, row_impacts, slots, weights, hits, best_scores,
+            buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits, best_scores,
             best_rows, size, counts,
         )  # fmt: skip
         filled = 0
@@ -898,7 +898,7 @@ def _prove(
                     sums[: groups * GROUP_DOCUMENTS] = 0
                     return False, size
                 size = _score_buffer(
-                    buffer, filled, first_row, row_starts, row_terms, row_impacts, slots, weights, hits,
+                    buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits,
                     best_scores, best_rows, size, counts,
                 )  # fmt: skip
                 filled = 0
@@ -906,7 +906,7 @@ def _prove(
         sums[: groups * GROUP_DOCUMENTS] = 0
         scored += filled
         size = _score_buffer(
-            buffer, filled, first_row, row_starts, row_terms, row_impacts, slots, weights, hits, best_scores,
+            buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits, best_scores,
             best_rows, size, counts,
         )  # fmt: skip
         filled = 0
