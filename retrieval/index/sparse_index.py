@@ -194,7 +194,7 @@ class SparseIndex:
         traversal = choose_traversal(mode, effort, target_recall, k, self._calibration)
         found = self.search_vectors(vectors, k, traversal, self._parts(filter), threads, counters)
         return Hits(
-            ids=[self._ids(rows) for _, rows in found],
+            ids=[self.ids(rows) for _, rows in found],
             scores=[scores for scores, _ in found],
             unknown_terms=unknown,
         )
@@ -252,8 +252,8 @@ class SparseIndex:
 
     # Documents
 
-    def _ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """The ids of rows of the index."""
+    def ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """The document ids of rows, as `search_vectors` numbers them."""
         if len(self._segments) == 1:
             return self._segments[0].ids.take(rows)
         of_segment = np.searchsorted(self._first_rows, rows, side="right") - 1

@@ -13,7 +13,9 @@ from evals.search_bench.engines.engine import Engine, Hits, Options, seconds
 from runtime.activations import SparseActivations
 
 PART = 50_000
-EFFORTS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
+EFFORTS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.13, 0.2, 0.3, 0.5, 0.8)
+CANDIDATES = {10: (3.0, 6.0, 10.0, 16.0, 30.0), 1000: (1.1, 1.5, 2.0, 3.0, 5.0)}
+"""Documents scored for every result; settings that are tried, as a calibration does."""
 COUNTED = 200
 """Queries whose work is counted."""
 
@@ -31,7 +33,11 @@ class Lexpert(Engine):
         return [
             {"mode": "exhaustive"},
             {"mode": "exact"},
-            *({"mode": "approximate", "effort": effort} for effort in EFFORTS),
+            *(
+                {"mode": "approximate", "effort": effort, "candidates": candidates}
+                for effort in EFFORTS
+                for candidates in CANDIDATES[10 if k < 100 else 1000]
+            ),
         ]
 
     def is_always_measured(self, setting: Options) -> bool:
@@ -55,27 +61,41 @@ class Lexpert(Engine):
     def open(self, folder: Path, options: Options) -> None:  # noqa: ARG002
         from retrieval.index.sparse_index import SparseIndex
 
-        self._index = SparseIndex.open(folder)
+        self._index = SparseIndex.open(folder, warm=True)
 
     def prepare(self, units: NDArray[np.int32], weights: NDArray[np.float32]) -> Any:
         indptr = np.array([0, len(units)], np.int64)
         return SparseActivations(indptr, units, weights, self._index.manifest.num_units)
 
     def search(self, query: Any, k: int, setting: Options) -> Any:
-        return self._index.search(query, k, threads=1, **setting)
+        return self._search(query, k, setting, 1)
+
+    def _search(
+        self, queries: SparseActivations, k: int, setting: Options, threads: int, counters: Any = None
+    ) -> Any:
+        from retrieval.search.traversal import Traversal
+
+        if setting["mode"] != "approximate":
+            hits = self._index.search(queries, k, mode=setting["mode"], threads=threads, counters=counters)
+            return hits.ids, hits.scores
+        # What `effort` and `target_recall` come to, with the number of candidates given.
+        traversal = Traversal("approximate", setting["effort"], setting["candidates"])
+        found = self._index.search_vectors(queries, k, traversal, threads=threads, counters=counters)
+        return [self._index.ids(rows) for _, rows in found], [scores for scores, _ in found]
 
     def hits(self, found: Any) -> Hits:
-        return np.array(found.ids[0], np.int64), np.asarray(found.scores[0], np.float64)
+        ids, scores = found
+        return np.array(ids[0], np.int64), np.asarray(scores[0], np.float64)
 
     def search_together(self, queries: SparseActivations, k: int, setting: Options, threads: int) -> None:
         """Search a batch of queries on several threads."""
-        self._index.search(queries, k, threads=threads, **setting)
+        self._search(queries, k, setting, threads)
 
     def work(self, queries: list[Any], k: int, setting: Options) -> dict[str, float] | None:
         from retrieval.search.tiered import SearchCounters
 
         counters = SearchCounters()
         for query in queries[:COUNTED]:
-            self._index.search(query, k, threads=1, counters=counters, **setting)
+            self._search(query, k, setting, 1, counters)
         counted = asdict(counters)
         return {name: count / len(queries[:COUNTED]) for name, count in counted.items() if name != "queries"}
