@@ -108,8 +108,7 @@ def test_documents_deleted_and_replaced_while_a_merge_goes_on_do_not_come_back(
     for start in (0, 10):
         writer.add_vectors([str(number) for number in range(start, start + 10)], rows_of([{1: 1.0}] * 10))
         writer.commit()
-    assert writer.is_merging  # it began with the commit, and enters with the next one
-    assert writer.num_segments == 2
+    assert writer.is_merging  # it began with the commit, done or not, and enters with the next one
     writer.delete(["3", "13"])
     writer.add_vectors(["5"], rows_of([{1: 2.0}]))
     writer.finish_merges()
