@@ -33,6 +33,9 @@ from runtime.errors import FormatError, NotFoundError, UsageError
 OPEN_ATTEMPTS = 10
 """A writer may replace the commit between reading its manifest and mapping its files; then take the new one."""
 
+FILTERS_REMEMBERED = 8
+"""A filter takes a byte a document; applications use few of them, again and again."""
+
 SPLIT_POSTINGS = 1 << 22
 """One query is split over threads when the index has more postings than this; below, starting costs more."""
 
@@ -54,6 +57,7 @@ class SparseIndex:
         self._first_rows = list(accumulate((segment.num_documents for segment in segments), initial=0))[:-1]
         self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="search")
         self._scratch = Scratch()
+        self._filtered: dict[str, list[Part]] = {}
 
     @classmethod
     def open(cls, path: str | Path, *, encoder: SparseEncoder | None = None, warm: bool = False) -> Self:
@@ -231,22 +235,30 @@ class SparseIndex:
             self.search_vectors(nothing, 1, Traversal("exact"), [part])
 
     def _parts(self, condition: Filter | None) -> list[Part]:
-        """The segments, and which of their documents may be results."""
+        """The segments, and which of their documents may be results; remembered for the last few filters."""
         if condition is None:
             return self._all_parts
         check_filter(condition, self.manifest.fields)
-        parts = []
-        for part in self._all_parts:
-            allowed = matching(condition, part.segment.fields, part.segment.num_documents)
-            if part.segment.has_deletes:
-                allowed &= ~part.segment.deleted
-            parts.append(Part(part.segment, part.first_row, allowed))
+        key = repr(condition)
+        parts = self._filtered.pop(key, None)
+        if parts is None:
+            parts = []
+            for part in self._all_parts:
+                allowed = matching(condition, part.segment.fields, part.segment.num_documents)
+                if part.segment.has_deletes:
+                    allowed &= ~part.segment.deleted
+                parts.append(Part.limited(part.segment, part.first_row, allowed))
+        self._filtered[key] = parts
+        while len(self._filtered) > FILTERS_REMEMBERED:
+            self._filtered.pop(next(iter(self._filtered), key), None)
         return parts
 
     @cached_property
     def _all_parts(self) -> list[Part]:
         return [
-            Part(segment, first_row, ~segment.deleted) if segment.has_deletes else Part(segment, first_row)
+            Part.limited(segment, first_row, ~segment.deleted)
+            if segment.has_deletes
+            else Part(segment, first_row)
             for first_row, segment in zip(self._first_rows, self._segments, strict=True)
         ]
 

@@ -35,6 +35,9 @@ as long (k = 100) or twice as long (k = 1,000), at 3,000 two thirds, at 100,000 
 MODES = {"exhaustive": EXHAUSTIVE_MODE, "exact": EXACT_MODE, "approximate": APPROXIMATE_MODE}
 
 NO_LIMIT = np.zeros(0, np.bool_)
+NO_ROWS = np.zeros(0, np.int64)
+FEW = 0.25
+"""Up to this share of the documents it is faster to go through those that may be found than through all."""
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -46,11 +49,22 @@ class Part:
     Attributes:
         first_row: number of its first row in the index.
         allowed: bool ``[documents]``; empty means all.
+        allowed_rows: int64, the same as ascending numbers where they are few; else empty.
+        share: of its documents that may be found.
     """
 
     segment: Segment
     first_row: int
     allowed: NDArray[np.bool_] = field(default_factory=lambda: NO_LIMIT)
+    allowed_rows: NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
+    share: float = 1.0
+
+    @classmethod
+    def limited(cls, segment: Segment, first_row: int, allowed: NDArray[np.bool_]) -> Part:
+        """A segment of which only some documents may be found."""
+        share = np.count_nonzero(allowed) / max(1, len(allowed))
+        rows = np.flatnonzero(allowed) if share <= FEW else NO_ROWS
+        return cls(segment, first_row, allowed, rows, share)
 
 
 class Scratch(threading.local):
@@ -79,6 +93,7 @@ def search_batch(
         threads: at most so many are busy at once, with queries of their own; or, where `split_parts`, each
             with some of the parts for the same queries.
     """
+    parts = [part for part in parts if part.share]
     rows = sum(part.segment.num_documents for part in parts)
     k = min(k, rows)
     if not k:
@@ -126,13 +141,15 @@ def _search_piece(
                     postings,
                     part.first_row,
                     part.allowed,
+                    part.allowed_rows,
                     queries,
                     share,
                     top,
                     own,
                     mode=MODES[traversal.mode],
                     effort=traversal.effort,
-                    candidates=traversal.num_candidates(k),
+                    # Among all documents, to have as many among those that may be found.
+                    candidates=round(traversal.num_candidates(k) / max(part.share, FEW)),
                     documents_per_result=DOCUMENTS_PER_RESULT,
                     counters=counters,
                 )

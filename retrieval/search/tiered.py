@@ -49,6 +49,8 @@ out tiers has more documents to score. Found by trying."""
 POSTINGS_PER_SCORED, DOCUMENTS_PER_SCORED = 96, 192
 """Scoring a document from its row takes about as long as adding up so many postings and looking at the scores of so
 many documents, in an exhaustive search."""
+DOCUMENTS_PER_FEW = 64
+"""Where only one in so many documents may be found, an exact search scores them all."""
 ROUNDING = np.float32(1 - 1e-5)
 """Float32 sums and the scales above are off by less than this."""
 AHEAD = 6
@@ -132,6 +134,7 @@ def search_tiers(
     postings: TieredPostings,
     first_row: int,
     allowed: NDArray[np.bool_],
+    allowed_rows: NDArray[np.int64],
     queries: tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]],
     share: tuple[int, int],
     top: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]],
@@ -148,6 +151,7 @@ def search_tiers(
     Args:
         first_row: number of the segment's first row in the index.
         allowed: bool ``[documents]``, which may be results; empty means all.
+        allowed_rows: the same as numbers, ascending, where they are few; else empty.
         queries: ``indptr``, ``units`` (ascending in a row) and ``weights`` (> 0).
         share: the queries from the first of these two on, each so many-th as the second.
         top: float32 scores and int64 rows ``[queries, k]``, int64 sizes ``[queries]``.
@@ -181,6 +185,7 @@ def search_tiers(
         postings.residuals,
         postings.steps,
         allowed,
+        allowed_rows,
         mode,
         effort,
         candidates,
@@ -494,14 +499,14 @@ def _scatter_window(
     base: int,
     posting_places: NDArray[np.uint16],
     posting_impacts: NDArray[Any],
-    allowed: NDArray[np.bool_],
+    allowed_rows: NDArray[np.int64],
     start: int,
     end: int,
     sums: NDArray[np.uint16],
     group_largest: NDArray[np.uint16],
     counts: NDArray[np.int64],
 ) -> None:
-    """Add up the chosen tiers of one window; documents that are not allowed have 0."""
+    """Add up the chosen tiers of one window, and find the largest sum of each group."""
     for place in range(chosen):  # all at once, so that the cache misses of looking them up overlap
         run = np.int64(term_runs[terms[0, place]])
         terms[3, place] = base + run_starts[run, window]
@@ -515,11 +520,13 @@ def _scatter_window(
         first, last = terms[3, place], terms[4, place]
         _scatter(sums, posting_places, posting_impacts, first, last, fixed[place], floats[place])
         counts[POSTINGS] += last - first
-    if len(allowed):
-        for local in range(end - start):
-            place = local % GROUP_DOCUMENTS * groups + local // GROUP_DOCUMENTS
-            sums[place] *= np.uint16(allowed[start + local])
-    _largest_of_groups(sums, group_largest, groups)
+    if len(allowed_rows):
+        group_largest[:groups] = 0
+        for place in range(np.searchsorted(allowed_rows, start), np.searchsorted(allowed_rows, end)):
+            group, member = divmod(allowed_rows[place] - start, GROUP_DOCUMENTS)
+            group_largest[group] = max(group_largest[group], sums[member * groups + group])
+    else:  # of all documents, allowed or not: as a bound good enough where most are
+        _largest_of_groups(sums, group_largest, groups)
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -580,6 +587,7 @@ def _search_queries(
     residuals: NDArray[np.uint8],
     steps: NDArray[np.float32],
     allowed: NDArray[np.bool_],
+    allowed_rows: NDArray[np.int64],
     mode: int,
     effort: float,
     candidates: int,
@@ -617,7 +625,8 @@ def _search_queries(
         chosen, total_postings, place = 0, 0, 0
         total, largest = np.float32(0), np.float32(0)
         is_scalable = mode != EXHAUSTIVE_MODE and len(of_query) <= MOST_TERMS
-        if mode == EXACT_MODE:
+        are_few = mode == EXACT_MODE and 0 < len(allowed_rows) * DOCUMENTS_PER_FEW <= documents
+        if mode == EXACT_MODE and not are_few:
             is_scalable &= documents_per_result * top_scores.shape[1] <= documents
         if is_scalable:
             for entry in range(len(of_query)):
@@ -652,7 +661,17 @@ def _search_queries(
             fixed[place] = np.uint32(floats[place] * step * np.float32(1 << FRACTION_BITS))
             slots[terms[0, place]] = place + 1
 
-        if mode == APPROXIMATE_MODE:
+        if are_few:
+            for first in range(0, len(allowed_rows), len(buffer)):
+                filled = min(len(buffer), len(allowed_rows) - first)
+                for place in range(filled):
+                    buffer[place] = allowed_rows[first + place]
+                    prefetch(row_starts, buffer[place])
+                size = _score_buffer(
+                    buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits,
+                    best_scores, best_rows, size, counts,
+                )  # fmt: skip
+        elif mode == APPROXIMATE_MODE:
             # 1. and 2. Scatter, and keep the documents that got most.
             budget = max(effort * total_postings, np.float64(4 * candidates))
             _choose_depths(
@@ -664,7 +683,7 @@ def _search_queries(
                 groups = (end - start + GROUP_DOCUMENTS - 1) // GROUP_DOCUMENTS
                 _scatter_window(
                     window, groups, chosen, terms, fixed, floats, term_runs, run_starts, window_postings[window],
-                    posting_places, posting_impacts, allowed, start, end, sums, group_largest, counts,
+                    posting_places, posting_impacts, allowed_rows, start, end, sums, group_largest, counts,
                 )  # fmt: skip
                 if filled < candidates:  # no good threshold yet: the best groups of this window set one
                     threshold = max(threshold, _nth_largest(group_largest, groups, candidates, histogram))
@@ -674,8 +693,9 @@ def _search_queries(
                         filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
                     for member in range(GROUP_DOCUMENTS):
                         reached = sums[member * groups + group]
-                        if reached >= threshold:
-                            buffer[filled] = start + group * GROUP_DOCUMENTS + member
+                        row = start + group * GROUP_DOCUMENTS + member
+                        if reached >= threshold and (len(allowed) == 0 or allowed[row]):
+                            buffer[filled] = row
                             buffer_sums[filled] = reached
                             prefetch(row_starts, buffer[filled])
                             filled += 1
@@ -696,8 +716,9 @@ def _search_queries(
                 candidates, limit, scale, chosen, total_postings,
                 first_row, window_documents, window_postings, term_runs, run_lengths, run_largest, run_starts,
                 posting_places, posting_impacts, row_starts, row_terms, row_impacts, residual_slots,
-                residual_starts, residuals, residual_step, step, allowed, best_scores, best_rows, size, sums,
-                group_largest, bounds, found, slots, terms, weights, fixed, floats, histogram, hits, buffer, counts,
+                residual_starts, residuals, residual_step, step, allowed, allowed_rows, best_scores, best_rows,
+                size, sums, group_largest, bounds, found, slots, terms, weights, fixed, floats, histogram, hits,
+                buffer, counts,
             )  # fmt: skip
             if is_proved:
                 size = proved_size
@@ -800,6 +821,7 @@ def _prove(
     residual_step: np.float32,
     step: np.float32,
     allowed: NDArray[np.bool_],
+    allowed_rows: NDArray[np.int64],
     best_scores: NDArray[np.float32],
     best_rows: NDArray[np.int64],
     size: int,
@@ -842,7 +864,7 @@ def _prove(
                 return False, size
         _scatter_window(
             window, groups, chosen, terms, fixed, floats, term_runs, run_starts, window_postings[window],
-            posting_places, posting_impacts, allowed, start, end, sums, group_largest, counts,
+            posting_places, posting_impacts, allowed_rows, start, end, sums, group_largest, counts,
         )  # fmt: skip
         if needed > 0:
             surely = np.int64(min(needed * scale, FULL)) + 1
@@ -851,9 +873,10 @@ def _prove(
         for place in range(_groups_from(surely, group_largest, groups, found)):
             group = found[place]
             for member in range(GROUP_DOCUMENTS):
-                if sums[member * groups + group] >= surely:
-                    buffer[filled] = start + group * GROUP_DOCUMENTS + member
-                    prefetch(row_starts, buffer[filled])
+                row = start + group * GROUP_DOCUMENTS + member
+                if sums[member * groups + group] >= surely and (len(allowed) == 0 or allowed[row]):
+                    buffer[filled] = row
+                    prefetch(row_starts, row)
                     filled += 1
             if filled > len(buffer) - GROUP_DOCUMENTS:
                 scored += filled
