@@ -127,7 +127,7 @@ def test_recall_is_what_a_slow_count_says(index: SparseIndex) -> None:
     for point in calibration.points[::5]:
         if point.k <= 100:
             setting = Traversal("approximate", point.effort, point.candidates)
-            assert recall(index, queries, point.k, setting) == pytest.approx(point.mean, abs=0.005)
+            assert recall(index, queries, point.k, setting) == pytest.approx(point.mean, abs=0.01)
 
 
 def test_it_is_stored_and_kept(path: Path) -> None:
