@@ -96,6 +96,20 @@ def map_csr_file(path: Path) -> SparseActivations:
     )
 
 
+def check_csr_file(path: Path) -> None:
+    """Read all of a file of the caller once, a bounded number of entries at a time.
+
+    Raises:
+        FormatError: offsets that do not ascend from 0 to the number of non-zeros, or more columns than an index takes.
+        InputError: a column out of range, or a weight that is negative or not finite; says in which row.
+    """
+    from retrieval.interop.bigann import BigAnnReader
+
+    with BigAnnReader(path) as reader:
+        for _ in reader.batches():
+            pass
+
+
 def _mapped(path: Path, dtype: str, offset: int, length: int) -> np.ndarray:
     # A map of nothing is an error to the system.
     return np.memmap(path, dtype, "r", offset, (length,)) if length else np.zeros(0, dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.search_bench.csr_file import CsrFileWriter, map_csr_file, write_csr_file
+from evals.search_bench.csr_file import CsrFileWriter, check_csr_file, map_csr_file, write_csr_file
 from runtime.activations import SparseActivations
 from runtime.errors import FormatError, UsageError
 from runtime.progress import progress
@@ -105,7 +105,8 @@ def given_workload(cache: Path, documents: Path, queries: Path, rows: int | None
         count: the first so many queries.
 
     Raises:
-        FormatError: documents and queries differ in their number of units.
+        FormatError: documents and queries differ in their number of units, or a file is damaged.
+        InputError: a column out of range, or a weight that is negative or not finite.
     """
     both = map_csr_file(documents), map_csr_file(queries)
     if both[0].num_units != both[1].num_units:
@@ -113,6 +114,9 @@ def given_workload(cache: Path, documents: Path, queries: Path, rows: int | None
             f"{documents} has {both[0].num_units:,} units and {queries} {both[1].num_units:,}; they must be of one "
             "vocabulary"
         )
+    # Engines trust what they are given: an impossible offset or column would end their processes.
+    for path in (documents, queries):
+        check_csr_file(path)
     stamps = [
         f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in (documents, queries)
     ]

@@ -17,7 +17,7 @@ from evals.search_bench.engines.catalogue import ENGINES, load_engine
 from evals.search_bench.report import ratios
 from evals.search_bench.workload import given_workload, synthetic_workload
 from runtime.activations import SparseActivations
-from runtime.errors import FormatError, NotFoundError, UsageError
+from runtime.errors import FormatError, InputError, NotFoundError, UsageError
 
 pytest.importorskip("scipy")
 DOCUMENTS, QUERIES = 500, 30
@@ -116,6 +116,10 @@ def test_files_of_the_caller_are_taken_in_part(tmp_path: Path) -> None:
     workload = given_workload(tmp_path / "cache", documents, queries, 3, 2)
     assert map_csr_file(workload.documents).num_rows == 3
     assert map_csr_file(workload.queries).num_rows == 2
+    write_csr_file(queries, SparseActivations.from_dense(-np.eye(4, dtype=np.float32)))
+    for given in ((documents, queries), (queries, documents)):
+        with pytest.raises(InputError, match="weight -1"):
+            given_workload(tmp_path / "cache", *given, None, 2)
     write_csr_file(queries, SparseActivations.empty(1, 7))
     with pytest.raises(FormatError, match="one vocabulary"):
         given_workload(tmp_path / "cache", documents, queries, None, 2)

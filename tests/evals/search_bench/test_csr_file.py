@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.search_bench.csr_file import CsrFileWriter, map_csr_file, write_csr_file
+from evals.search_bench.csr_file import CsrFileWriter, check_csr_file, map_csr_file, write_csr_file
 from runtime.activations import SparseActivations
-from runtime.errors import FormatError, NotFoundError
+from runtime.errors import FormatError, InputError, NotFoundError
 
 
 def two_rows() -> SparseActivations:
@@ -59,3 +59,30 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
             map_csr_file(path)
     with pytest.raises(NotFoundError, match="is missing"):
         map_csr_file(tmp_path / "none.csr")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "error", "reason"),
+    [
+        (24, struct.pack("<q", 1), FormatError, "offsets do not ascend"),
+        (32, struct.pack("<q", 9), FormatError, "offsets do not ascend"),
+        (32, struct.pack("<q", -1), FormatError, "offsets do not ascend"),
+        (40, struct.pack("<q", 2), FormatError, "offsets do not ascend"),
+        (48, struct.pack("<i", -1), InputError, "row 0: column -1"),
+        (56, struct.pack("<i", 6), InputError, "row 1: column 6"),
+        (60, struct.pack("<f", -1), InputError, "row 0: column 0 with weight -1"),
+        (64, struct.pack("<f", float("nan")), InputError, "weight nan"),
+        (68, struct.pack("<f", float("inf")), InputError, "row 1: column 4 with weight inf"),
+        (8, struct.pack("<q", 1 << 40), FormatError, "columns"),
+    ],
+)
+def test_impossible_offsets_columns_and_weights_are_refused(
+    place: int, value: bytes, error: type[Exception], reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "vectors.csr"
+    write_csr_file(path, two_rows())
+    check_csr_file(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:place] + value + whole[place + len(value) :])
+    with pytest.raises(error, match=reason):
+        check_csr_file(path)
