@@ -67,8 +67,8 @@ class SparseIndex:
             path: folder of the index.
             encoder: for queries, instead of loading the one that the index names when the first text comes;
                 must have its fingerprint.
-            warm: load the compiled search code now (tens of milliseconds; once after an installation, compile it)
-                instead of with the first query.
+            warm: load the compiled search code now instead of with the first query: some tenths of a second,
+                once in a process, most of which Numba takes to start; once after an installation, compile it.
 
         Raises:
             NotFoundError: no index there.
@@ -228,11 +228,9 @@ class SparseIndex:
         )
 
     def _warm(self) -> None:
-        """Search for nothing, once in each layout."""
-        nothing = SparseActivations.from_rows([([], [])], 1)
-        for layout in {part.segment.entry.layout for part in self._all_parts}:
-            part = next(part for part in self._all_parts if part.segment.entry.layout == layout)
-            self.search_vectors(nothing, 1, Traversal("exact"), [part])
+        """Search for something, whatever it is."""
+        units = max(self.manifest.num_units, 1)
+        self.search(SparseActivations.from_rows([([0], [1.0])], units), 1, threads=1)
 
     def _parts(self, condition: Filter | None) -> list[Part]:
         """The segments, and which of their documents may be results; remembered for the last few filters."""

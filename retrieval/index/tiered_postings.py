@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from retrieval.index.impact_codec import ImpactCodec, codec_dtype, decode_impacts
 from retrieval.index.window_postings import WINDOW_DOCUMENTS, Column
 from runtime.activations import SparseActivations
+from runtime.errors import FormatError
 
 TIER_SHARES = (2048, 1024, 512, 256, 128, 64)
 """A tier, with those before it, holds at most one in so many documents of the segment; the last one has the rest."""
@@ -74,6 +75,26 @@ class TieredPostings:
         self.residual_starts: NDArray[np.int64] = column("residual.starts", np.int64)
         self.residuals: NDArray[np.uint8] = column("residual.impacts", np.uint8)
         self.num_documents = documents
+        self._check()
+
+    def _check(self) -> None:
+        """Raise FormatError where offsets do not fit: kernels trust them. Only `verify` reads the large arrays."""
+        ends: dict[str, tuple[NDArray[Any], int]] = {
+            "window.documents": (self.window_documents, self.num_documents),
+            "window.postings": (self.window_postings, len(self.posting_places)),
+            "term.runs": (self.term_runs, len(self.run_lengths)),
+            "residual.starts": (self.residual_starts, len(self.residuals)),
+        }
+        for name, (offsets, end) in ends.items():
+            if (
+                not len(offsets)
+                or offsets[0] != 0
+                or offsets[-1] != end
+                or (offsets[1:] < offsets[:-1]).any()
+            ):
+                raise FormatError(
+                    f"{name} of a segment is damaged; restore the index from a copy or build it again"
+                )
 
     @property
     def num_windows(self) -> int:

@@ -147,7 +147,7 @@ def _search_piece(
                     top,
                     own,
                     mode=MODES[traversal.mode],
-                    effort=traversal.effort,
+                    effort=min(1.0, traversal.effort / part.share),
                     # Among all documents, to have as many among those that may be found.
                     candidates=round(traversal.num_candidates(k) / max(part.share, FEW)),
                     documents_per_result=DOCUMENTS_PER_RESULT,

@@ -50,7 +50,7 @@ POSTINGS_PER_SCORED, DOCUMENTS_PER_SCORED = 96, 192
 """Scoring a document from its row takes about as long as adding up so many postings and looking at the scores of so
 many documents, in an exhaustive search."""
 DOCUMENTS_PER_FEW = 64
-"""Where only one in so many documents may be found, an exact search scores them all."""
+"""Where only one in so many documents may be found, all of them are scored."""
 ROUNDING = np.float32(1 - 1e-5)
 """Float32 sums and the scales above are off by less than this."""
 AHEAD = 6
@@ -625,7 +625,7 @@ def _search_queries(
         chosen, total_postings, place = 0, 0, 0
         total, largest = np.float32(0), np.float32(0)
         is_scalable = mode != EXHAUSTIVE_MODE and len(of_query) <= MOST_TERMS
-        are_few = mode == EXACT_MODE and 0 < len(allowed_rows) * DOCUMENTS_PER_FEW <= documents
+        are_few = mode != EXHAUSTIVE_MODE and 0 < len(allowed_rows) * DOCUMENTS_PER_FEW <= documents
         if mode == EXACT_MODE and not are_few:
             is_scalable &= documents_per_result * top_scores.shape[1] <= documents
         if is_scalable:
@@ -647,7 +647,10 @@ def _search_queries(
             if chosen == 0:
                 continue
         scale = FULL / total if total > 0 else np.float32(0)
-        is_scalable &= np.isfinite(scale) and scale > 0
+        heaviest = np.float32(0)
+        for entry in range(len(of_query)):
+            heaviest = max(heaviest, weights_of_query[entry])
+        is_scalable &= np.isfinite(scale) and scale > 0 and np.isfinite(heaviest * scale)
         if not is_scalable:
             sizes[query] = _search_exhaustively(
                 units, of_query, weights_of_query, first_row, window_documents, window_postings, term_runs,
@@ -704,10 +707,17 @@ def _search_queries(
                     filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
             if filled > candidates:
                 filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
-            size = _score_buffer(
-                buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits, best_scores,
-                best_rows, size, counts,
-            )  # fmt: skip
+            if len(allowed) and filled < top_scores.shape[1]:  # too few of those that may be found were met
+                size = _search_exhaustively(
+                    units, of_query, weights_of_query, first_row, window_documents, window_postings, term_runs,
+                    run_starts, posting_places, posting_impacts, step, allowed, best_scores, best_rows, size,
+                    scores, counts,
+                )  # fmt: skip
+            else:
+                size = _score_buffer(
+                    buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits,
+                    best_scores, best_rows, size, counts,
+                )  # fmt: skip
         else:
             other_scores[:size] = best_scores[:size]
             other_rows[:size] = best_rows[:size]
@@ -790,6 +800,8 @@ def _choose_proof_depths(
     if room < FULL / 4:
         return ignored, np.float32(0)
     bound_scale = room / bounds_total if bounds_total > 0 else np.float32(1)
+    if not np.isfinite(bound_scale):
+        return ignored, np.float32(0)
     for place in range(chosen):
         if terms[2, place]:
             terms[2, place] = np.int64(np.ceil(weights[place + 1] * residual_step * bound_scale))

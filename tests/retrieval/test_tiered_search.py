@@ -212,3 +212,50 @@ def test_settings_that_make_no_sense_are_refused(
     index, rows = large
     with pytest.raises(UsageError, match=message):
         index.search(queries_like(rows, 1), 10, **options)
+
+
+def test_weights_of_any_size_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole-number sums have a scale; where it leaves float32's range, everything is added up instead."""
+    monkeypatch.setattr(retrieval.index.merge, "TIERED_DOCUMENTS", 1)
+    monkeypatch.setattr(retrieval.search.batch, "DOCUMENTS_PER_RESULT", 0)
+    tiny = [([0], [1e-37 * (1 + row / 4000)]) if row % 200 == 0 else ([], []) for row in range(4000)]
+    rows = [
+        (units + [1] * (row % 100 == 1), weights + [0.5 - row / 40_000] * (row % 100 == 1))
+        for row, (units, weights) in enumerate(tiny)
+    ]
+    documents = SparseActivations.from_rows(rows, 2)
+    with IndexWriter.create(tmp_path / "index", encoder=PrecomputedEncoder(num_units=2)) as writer:
+        writer.add_vectors([str(row) for row in range(4000)], documents)
+        writer.merge()
+    with SparseIndex.open(tmp_path / "index", warm=True) as index:
+        for weights in ([1e37, 1.0], [1e-35, 1e-36], [1e-38, 1.0], [1e30, 1e30]):
+            query = SparseActivations.from_rows([([0, 1], weights)], 2)
+            best, scores = top_k(scores_of(next(iter(query)), documents), 5, np.ones(4000, bool))
+            found = index.search(query, 5)
+            assert found.scores[0].tolist() == scores.tolist()
+            assert found.ids[0] == [str(row) for row in best]
+
+
+@pytest.mark.parametrize("kept", [0.005, 0.05, 0.5])
+def test_approximate_search_finds_enough_under_a_filter(tmp_path: Path, kept: float) -> None:
+    generator = np.random.default_rng(8)
+    count, num_units = 9_000, 200
+    units = np.minimum(generator.zipf(1.3, (count, 15)) - 1, num_units - 1).astype(np.int32)
+    weights = generator.gamma(1.0, 1.0, (count, 15)).astype(np.float32) + np.float32(0.05)
+    indptr = np.arange(0, count * 15 + 1, 15, dtype=np.int64)
+    vectors = SparseActivations(indptr, units.ravel(), weights.ravel(), num_units).coalesce()
+    with IndexWriter.create(
+        tmp_path / "index", encoder=PrecomputedEncoder(num_units=num_units), fields={"kept": "int"}
+    ) as writer:
+        ids = [str(row) for row in range(count)]
+        documents = [{"_id": i, "kept": int(generator.random() < kept)} for i in ids]
+        writer.add_vectors(ids, vectors, documents)
+        writer.merge()
+    condition = {"field": "kept", "eq": 1}
+    with SparseIndex.open(tmp_path / "index") as index:
+        queries = queries_like(vectors, 30)
+        exact = index.search(queries, 20, filter=condition)
+        found = index.search(queries, 20, filter=condition, effort=0.2)
+        assert [len(ids) for ids in found.ids] == [len(ids) for ids in exact.ids]
+        pairs = zip(found.ids, exact.ids, strict=True)
+        assert np.mean([len({*a} & {*b}) / max(1, len(b)) for a, b in pairs]) > 0.85
