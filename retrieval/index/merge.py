@@ -77,9 +77,14 @@ def _live_windows(segments: Sequence[Segment], num_units: int) -> Iterator[Spars
     """The live documents of every window of every segment, as rows."""
     for segment in segments:
         for window in range(segment.num_windows):
-            rows = segment.window_rows(window, num_units)
-            live = ~segment.deleted[segment.window_documents[window] : segment.window_documents[window + 1]]
-            yield rows if live.all() else rows[np.flatnonzero(live)]
+            # No name for what is given out: it would keep the window alive until the next one is there.
+            yield _live_window(segment, window, num_units)
+
+
+def _live_window(segment: Segment, window: int, num_units: int) -> SparseActivations:
+    rows = segment.window_rows(window, num_units)
+    live = ~segment.deleted[segment.window_documents[window] : segment.window_documents[window + 1]]
+    return rows if live.all() else rows[np.flatnonzero(live)]
 
 
 def _joined(windows: Iterator[SparseActivations], num_units: int) -> Iterator[SparseActivations]:
@@ -92,19 +97,21 @@ def _joined(windows: Iterator[SparseActivations], num_units: int) -> Iterator[Sp
             end = min(window.num_rows, start + WINDOW_DOCUMENTS - documents)
             room = postings + int(window.indptr[end] - window.indptr[start]) <= WINDOW_POSTINGS
             if end == start or (waiting and not room):
-                yield _concatenated(waiting, num_units)
-                waiting, documents, postings = [], 0, 0
+                yield _taken(waiting, num_units)
+                documents = postings = 0
                 continue
             waiting.append(window[start:end])
             documents += end - start
             postings += waiting[-1].nnz
             start = end
     if waiting:
-        yield _concatenated(waiting, num_units)
+        yield _taken(waiting, num_units)
 
 
-def _concatenated(parts: Sequence[SparseActivations], num_units: int) -> SparseActivations:
+def _taken(parts: list[SparseActivations], num_units: int) -> SparseActivations:
+    """The rows of `parts` as one batch; `parts` is empty afterwards, so that they do not exist twice."""
     rows = parts[0] if len(parts) == 1 else SparseActivations.concat(parts)
+    parts.clear()
     return SparseActivations(rows.indptr, rows.units, rows.weights, num_units)
 
 

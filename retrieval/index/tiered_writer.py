@@ -27,6 +27,9 @@ Windows = Callable[[], Iterator[SparseActivations]]
 SAMPLE_POSTINGS = 1 << 22
 """Where tiers begin is judged by the documents of about so many postings; all of them in a smaller segment."""
 
+PIECE_POSTINGS = 1 << 20
+"""What takes another array as long as the postings is done in pieces of so many."""
+
 
 def write_tiers(
     folder: ArrayFolderWriter,
@@ -46,12 +49,14 @@ def write_tiers(
     census = _Census(num_units, stride=max(1, postings // SAMPLE_POSTINGS))
     for window in windows():
         census.add(window)
+        del window  # before the next one is built
     plan = census.plan()
+    step = step_for(census.largest, census.are_whole) if codec == "uint8" else 1.0
+    del census  # its sample is as large as a window
 
     def append(name: str, dtype: type, values: NDArray[Any]) -> None:
         folder.array(name, dtype).append(values)
 
-    step = step_for(census.largest, census.are_whole) if codec == "uint8" else 1.0
     run_lengths = np.zeros(plan.num_runs, np.int64)
     run_largest = np.zeros(plan.num_runs, np.float32)
     run_starts: list[NDArray[np.uint32]] = []
@@ -59,13 +64,15 @@ def write_tiers(
     for name in ("window.documents", "window.postings", "row.starts", "residual.starts"):
         append(name, np.int64, np.zeros(1, np.int64))
     for window in windows():
-        stored = encode_impacts(np.asarray(window.weights, np.float32), codec, step)
+        stored = _encoded(np.asarray(window.weights, np.float32), codec, step)
         inverted = _invert(window, stored, plan, run_lengths, run_largest, np.float32(step))
         run_starts.append(inverted.run_starts)
         append("posting.places", np.uint16, inverted.places)
         append("posting.impacts", codec_dtype(codec), inverted.impacts)
         append("row.starts", np.int64, window.indptr[1:] + total)
-        append("row.terms", term_dtype(len(plan.units)), plan.term_of_unit[window.units])
+        for start in range(0, window.nnz, PIECE_POSTINGS):
+            terms = plan.term_of_unit[window.units[start : start + PIECE_POSTINGS]]
+            append("row.terms", term_dtype(len(plan.units)), terms)
         append("row.impacts", codec_dtype(codec), stored)
         append("residual.impacts", np.uint8, inverted.residuals)
         rows += window.num_rows
@@ -76,6 +83,7 @@ def write_tiers(
         append("residual.starts", np.int64, np.array([groups]))
         if advance:
             advance(window.num_rows)
+        del window, stored, inverted
     append("segment.steps", np.float32, np.array([step, plan.residual_step]))
     append("term.units", np.uint32, plan.units)
     append("term.runs", np.uint32, plan.term_runs)
@@ -92,6 +100,17 @@ def write_tiers(
         append(name, codec_dtype(codec), np.zeros(0))
     append("row.terms", term_dtype(len(plan.units)), np.zeros(0))
     return rows, total
+
+
+def _encoded(impacts: NDArray[np.float32], codec: ImpactCodec, step: float) -> NDArray[Any]:
+    """What `encode_impacts` gives, without its temporaries at full length."""
+    if codec == "float32":
+        return impacts
+    stored: NDArray[Any] = np.empty(len(impacts), codec_dtype(codec))
+    for start in range(0, len(impacts), PIECE_POSTINGS):
+        piece = slice(start, start + PIECE_POSTINGS)
+        stored[piece] = encode_impacts(impacts[piece], codec, step)
+    return stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +157,12 @@ class _Census:
 
     def add(self, window: SparseActivations) -> None:
         units, impacts = np.asarray(window.units), np.asarray(window.weights, np.float32)
-        self._frequency += np.bincount(units, minlength=len(self._frequency))
+        for start in range(0, len(units), PIECE_POSTINGS):
+            piece = units[start : start + PIECE_POSTINGS]
+            self._frequency += np.bincount(piece, minlength=len(self._frequency))
+            part = impacts[start : start + PIECE_POSTINGS]
+            self.are_whole = self.are_whole and bool((part == np.rint(part)).all())
         self.largest = max(self.largest, float(impacts.max(initial=0)))
-        self.are_whole = self.are_whole and bool((impacts == np.rint(impacts)).all())
         if self._stride > 1:
             first = -self._rows % self._stride
             sample = window[np.arange(first, window.num_rows, self._stride)]
@@ -161,7 +183,7 @@ class _Census:
         slots = np.where(has_residual, np.cumsum(has_residual) - 1, -1).astype(np.int32)
         step = step_for(self.largest, self.are_whole)
         codes = np.concatenate(
-            [np.zeros(0, np.uint8), *(encode_impacts(impacts, "uint8", step) for impacts in self._impacts)]
+            [np.zeros(0, np.uint8), *(_encoded(impacts, "uint8", step) for impacts in self._impacts)]
         )
         sampled = np.concatenate([np.zeros(0, np.int32), *self._units])
         thresholds = _thresholds(term_of_unit[sampled], codes, frequency, term_runs, caps)
