@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runtime.errors import NotFoundError, UsageError
+from runtime.errors import LexpertError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from evals.search_bench.workload import Workload
@@ -48,8 +48,9 @@ def search_command(
         typer.Option(help="With real: folder of NAME/text.txt.gz, NAME/corpus.jsonl and sparse-queries/."),
     ] = None,
     query_model: Annotated[
-        str, typer.Option(help="With real: whose queries: v3 or ed (SPLADE), unicoil.")
-    ] = "v3",
+        str | None,
+        typer.Option(help="With real: whose queries: v3 or ed (SPLADE), unicoil.  [default: v3]"),
+    ] = None,
     k: Annotated[
         list[int] | None, typer.Option("--k", help="Results a query; may be repeated.  [default: 10, 1000]")
     ] = None,
@@ -90,25 +91,33 @@ def search_command(
     from evals.search_bench.comparison import compare_engines
     from evals.search_bench.engines.catalogue import installed_engines
 
-    names = installed_engines() if engines is None else [name.strip() for name in engines.split(",")]
+    asked = [] if engines is None else list(dict.fromkeys(name.strip() for name in engines.split(",")))
     workload = _workload(data, documents, queries, query_file, texts, query_model, cache)
     cores = sorted(os.sched_getaffinity(0))
-    found = compare_engines(workload, names, depths, rounds=rounds, cores=cores)
+    found = compare_engines(workload, asked or installed_engines(), depths, rounds=rounds, cores=cores)
     if plot is not None and found.measurements:
         from evals.search_bench.picture import plot_comparison
 
         plot_comparison(found, plot)
     if as_json:
         print(json.dumps(found.to_json()))
-        return
-    from rich.console import Console
+    else:
+        from rich.console import Console
 
-    from evals.search_bench.report import print_comparison
+        from evals.search_bench.report import print_comparison
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    print_comparison(found, console)
-    if plot is not None and found.measurements:
-        console.print(f"picture: {plot}", highlight=False)
+        console = Console(width=None if sys.stdout.isatty() else 200)
+        print_comparison(found, console)
+        if plot is not None and found.measurements:
+            console.print(f"picture: {plot}", highlight=False)
+    if not found.measurements:
+        raise LexpertError("no engine could be measured; why is said with the results")
+    measured = {(row.engine, row.k) for row in found.measurements}
+    missing = [name for name in asked if any((name, depth) not in measured for depth in depths)]
+    if missing:
+        raise LexpertError(
+            f"{', '.join(missing)} could not be measured at every k; why is said with the results"
+        )
 
 
 def _workload(
@@ -117,16 +126,24 @@ def _workload(
     queries: int,
     query_file: Path | None,
     texts: Path | None,
-    query_model: str,
+    query_model: str | None,
     cache: Path,
 ) -> Workload:
     from evals.search_bench.workload import given_workload, real_workload, synthetic_workload
 
+    if data in ("synthetic", "real") and query_file is not None:
+        raise UsageError(
+            f"--query-file goes with a CSR file of documents, not with --data {data}; leave it out"
+        )
+    for option, value in (("--texts", texts), ("--query-model", query_model)):
+        if data != "real" and value is not None:
+            raise UsageError(f"{option} goes with --data real, not with --data {data}; leave it out")
     if data == "synthetic":
         return synthetic_workload(cache, documents or 100_000, queries)
     if data == "real":
         if texts is None:
             raise UsageError("--data real needs --texts, the folder of texts, collections and sparse-queries")
+        query_model = query_model or MODELS[0]
         if query_model not in MODELS:
             raise UsageError(f"there are no queries of {query_model!r}; choose from {', '.join(MODELS)}")
         return real_workload(cache, texts, query_model, documents, queries)

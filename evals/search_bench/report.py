@@ -29,9 +29,10 @@ def print_comparison(found: Comparison, console: Console) -> None:
         console.print(_measured(rows, k))
         if any(row.engine == OURS for row in rows) and any(row.engine != OURS for row in rows):
             console.print(_ratios(rows, k))
-    _print_work(found, console)
-    _print_sizes(found, console)
-    _print_start(found, console)
+    if found.measurements:
+        _print_work(found, console)
+        _print_sizes(found, console)
+        _print_start(found, console)
     for line in found.failed:
         console.print(f"not measured: {line}", highlight=False)
     shared = [row.busy for row in found.measurements if row.busy < BUSY_ENOUGH]
@@ -122,7 +123,9 @@ def _print_work(found: Comparison, console: Console) -> None:
     table = _table("what the mean query touches", "engine", "k", "setting", "recall", *names)
     for row in counted:
         work = row.work or {}
-        cells = [f"{work[name]:,.0f}" if name in work else "" for name in names]
+        # A small index of ours is in windows, which count nothing; tiers add up postings, or count a full addition.
+        counts = work.get("postings", 1) or work.get("exhaustive", 1)
+        cells = [(f"{work[name]:,.0f}" if counts else "—") if name in work else "" for name in names]
         table.add_row(row.engine, str(row.k), described(row.setting), f"{row.recall:.4f}", *cells)
     console.print(table)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from evals.search_bench.cli import app
@@ -17,7 +18,7 @@ from evals.search_bench.engines.catalogue import ENGINES, load_engine
 from evals.search_bench.report import ratios
 from evals.search_bench.workload import given_workload, synthetic_workload
 from runtime.activations import SparseActivations
-from runtime.errors import FormatError, InputError, NotFoundError, UsageError
+from runtime.errors import FormatError, InputError, LexpertError, NotFoundError, UsageError
 
 pytest.importorskip("scipy")
 DOCUMENTS, QUERIES = 500, 30
@@ -56,7 +57,9 @@ def test_scipy_is_exact_and_ours_nearly(found: Comparison) -> None:
 @linux_only
 def test_ratios_compare_at_equal_recall(found: Comparison) -> None:
     scipy = next(row for row in found.measurements if row.engine == "scipy")
-    for row, of_peers in ratios(found.measurements):
+    compared = ratios(found.measurements)
+    assert compared
+    for row, of_peers in compared:
         assert of_peers == {"scipy": pytest.approx(row.rate / scipy.rate)}
 
 
@@ -80,6 +83,36 @@ def test_a_second_run_reuses_vectors_and_indexes_and_prints_json(found: Comparis
     assert values["documents"] == found.documents
     assert [row["engine"] for row in values["measurements"]] == ["scipy"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def bench_of_the_caller(folder: Path, engines: str) -> Result:
+    rows = SparseActivations.from_dense(np.eye(4, dtype=np.float32))
+    for name in ("d.csr", "q.csr"):
+        if not (folder / name).exists():
+            write_csr_file(folder / name, rows)
+    files = ["--data", str(folder / "d.csr"), "--query-file", str(folder / "q.csr")]
+    options = ["--k", "2", "--rounds", "1", "--cache", str(folder / "cache"), "--engines", engines]
+    return CliRunner().invoke(app, ["search", *files, *options])
+
+
+@linux_only
+def test_engines_that_fail_are_named_and_end_with_an_error(tmp_path: Path) -> None:
+    run = bench_of_the_caller(tmp_path, "scipy, scipy")
+    assert run.exit_code == 0, run.output
+    assert run.stdout.count("scipy") == 2, run.stdout  # measured once, and started once
+    # An index that is kept, and has lost a file.
+    for lost in tmp_path.glob("cache/*/indexes/scipy/*/indptr.npy"):
+        lost.unlink()
+    run = bench_of_the_caller(tmp_path, "scipy")
+    assert "not measured: scipy: FileNotFoundError" in run.stdout
+    assert isinstance(run.exception, LexpertError)
+    assert str(run.exception).startswith("no engine could be measured")
+    run = bench_of_the_caller(tmp_path, "lexpert,scipy")
+    assert "not measured: scipy: FileNotFoundError" in run.stdout
+    assert "queries/s" in run.stdout
+    assert "—" in run.stdout  # so few documents are in windows, whose work is not counted
+    assert isinstance(run.exception, LexpertError)
+    assert str(run.exception).startswith("scipy could not be measured")
 
 
 @linux_only
@@ -186,6 +219,11 @@ def test_bad_options_are_refused() -> None:
         (["--data", "no-such.csr"], "is missing"),
         (["--data", __file__], "--query-file"),
         (["--documents", "0"], "--documents must be at least 1"),
+        (["--query-file", __file__], "--query-file goes with a CSR file"),
+        (["--data", "real", "--texts", ".", "--query-file", __file__], "--query-file goes with a CSR file"),
+        (["--texts", "."], "--texts goes with --data real"),
+        (["--query-model", "ed"], "--query-model goes with --data real"),
+        (["--data", __file__, "--query-model", "v3"], "--query-model goes with --data real"),
     ):
         run = runner.invoke(app, ["search", *arguments])
         assert isinstance(run.exception, UsageError | NotFoundError), arguments
