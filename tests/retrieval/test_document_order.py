@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.index import ordering
-from retrieval.index.ordering import SMALLEST, cut_of, document_order
+from bench import document_order as ordering
+from bench.document_order import SMALLEST, cut_of, document_order
 from runtime.activations import SparseActivations
 
 Documents = list[dict[int, float]]
