@@ -75,7 +75,8 @@ def build(
     """Build an index from a corpus.
 
     Run the same command again after an interruption: it goes on after the last commit, or starts over where
-    nothing was committed yet, and says which. When nothing changed it has nothing to do.
+    nothing was committed yet, and says which. When nothing changed, and merges and calibration are done, it has
+    nothing to do.
 
     With --ray the same index is built by the workers of a Ray cluster. All of them must see the corpus and the
     folder of the index under the same paths: on a cluster of several machines they belong on shared storage.
@@ -313,6 +314,10 @@ def stats(index: IndexFolder, as_json: Json = False) -> None:
         print_json(found)
         return
     calibration = found.pop("calibration")
+    layouts = found.pop("layouts")
+    found["segments"] = f"{found['segments']:,}" + (
+        f" ({', '.join(f'{count:,} in {layout}' for layout, count in layouts.items())})" if layouts else ""
+    )
     for name, value in found.items():
         typer.echo(f"{name:20} {_shown(value)}")
     typer.echo(f"{'calibration':20} {_shown_calibration(calibration)}")

@@ -16,7 +16,8 @@ from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.impact_codec import ImpactCodec, checked_codec
 from retrieval.index.lock import LOCK_FILE
 from retrieval.index.manifest import MANIFEST_FILE, Manifest, SourceEntry, read_manifest
-from retrieval.index.merge_policy import MergePolicy
+from retrieval.index.merge import TIERED_DOCUMENTS, is_provisional
+from retrieval.index.merge_policy import MergePolicy, SegmentSize, plan_merges
 from retrieval.index.settings import DEFAULT_MEMORY, MERGE_POLICY, STORABLE
 from retrieval.index.writer import CommitReport, IndexWriter
 from runtime.errors import ConflictError, FormatError
@@ -66,13 +67,15 @@ def build_index(
 ) -> BuildReport:
     """Index a corpus into the folder `out`.
 
-    A complete index of the same corpus, encoder, fields, store and impacts is left as it is. A run that was cut
-    short is continued after its last commit; where there is none (an encoder that has to see the whole collection
-    before its first weight, or a run cut short early) it starts over.
+    A complete index of the same corpus, encoder, fields, store and impacts is left as it is, but for merges and the
+    calibration, where an earlier run was ended before it had done them.
+
+    A run that was cut short is continued after its last commit; where there is none (an encoder that has to see the
+    whole collection before its first weight, or a run cut short early) it starts over.
 
     Args:
         calibrate_queries: held-back queries for `IndexWriter.calibrate`, which ends a build of an index that is
-            large enough for it; None for queries made from documents.
+            large enough for it, and is done anew for a complete one; None for queries made from documents.
 
     The others are those of `IndexWriter.create`.
 
@@ -89,8 +92,18 @@ def build_index(
     consumed = 0
     if previous is not None and previous.source is not None:
         if previous.source.complete:
+            is_changed = finish_complete(
+                out,
+                previous,
+                encoder,
+                memory=memory,
+                workers=workers,
+                merge_policy=merge_policy,
+                calibrate_queries=calibrate_queries,
+            )
+            action: Literal["continued", "reused"] = "continued" if is_changed else "reused"
             seconds = time.monotonic() - started
-            return BuildReport("reused", previous.num_documents, 0, 0, 0, seconds, out)
+            return BuildReport(action, previous.num_documents, 0, 0, 0, seconds, out)
         consumed = previous.source.consumed
         writer = IndexWriter.open(
             out, encoder=encoder, memory=memory, workers=workers, merge_policy=merge_policy
@@ -138,10 +151,53 @@ def finish_merges(writer: IndexWriter) -> None:
 
 
 def calibrate(writer: IndexWriter, queries: Sequence[str] | None) -> None:
-    """Calibrate with progress, where there is anything to search approximately."""
+    """Calibrate with progress, where there is anything to search approximately; says so where queries were in vain."""
     if writer.has_tiers:
         with progress("calibrating", unit="searches") as advance:
             writer.calibrate(queries, advance)
+    elif queries is not None:
+        print(
+            f"{writer.path}: nothing to calibrate; no merge has laid out {TIERED_DOCUMENTS:,} documents or more for "
+            "approximate search, so every search is exact",
+            file=sys.stderr,
+        )
+
+
+def finish_complete(
+    out: Path,
+    previous: Manifest,
+    encoder: SparseEncoder,
+    *,
+    memory: int,
+    workers: int | None,
+    merge_policy: MergePolicy | None,
+    calibrate_queries: Sequence[str] | None,
+) -> bool:
+    """What is left to do when a build ended, or was ended, after its last document: merges and the calibration.
+
+    Returns whether anything was done. The arguments are those of `build_index`; `previous` is its last commit.
+    """
+    sizes = [
+        SegmentSize(
+            entry.documents, entry.documents - entry.live, entry.postings, is_provisional(entry, entry.live)
+        )
+        for entry in previous.segments
+    ]
+    has_merges = merge_policy is not None and bool(plan_merges(sizes, merge_policy))
+    has_tiers = any(entry.layout == "tiers" for entry in previous.segments)
+    is_uncalibrated = has_tiers and previous.calibration is None
+    if not has_merges and not is_uncalibrated and calibrate_queries is None:
+        return False
+    # A counting encoder that is not fitted is not the one that the index holds by now.
+    given = encoder if encoder.fingerprint == previous.encoder.fingerprint else None
+    with IndexWriter.open(
+        out, encoder=given, memory=memory, workers=workers, merge_policy=merge_policy
+    ) as writer:
+        if has_merges:
+            writer.commit()  # starts the first
+        finish_merges(writer)
+        calibrate(writer, calibrate_queries)
+        return has_merges or writer.has_tiers
 
 
 class _Build:

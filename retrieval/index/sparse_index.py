@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -317,7 +318,7 @@ class SparseIndex:
     # Looking after
 
     def stats(self) -> dict[str, Any]:
-        """Counts and sizes: documents, deleted ones, segments, postings, units, bytes on disk, encoder, calibration."""
+        """Counts and sizes: documents, segments by layout, postings, units, bytes on disk, encoder, calibration."""
         manifest = self.manifest
         files = [file for entry in manifest.segments for file in entry.files.values()]
         files += [entry.deletes.file for entry in manifest.segments if entry.deletes]
@@ -331,6 +332,8 @@ class SparseIndex:
             "documents": manifest.num_documents,
             "deleted": rows - manifest.num_documents,
             "segments": len(manifest.segments),
+            "layouts": dict(sorted(Counter(entry.layout for entry in manifest.segments).items())),
+            "impacts": manifest.impacts,
             "postings": postings,
             "units": manifest.num_units,
             "units_per_document": postings / rows if rows else 0.0,

@@ -281,6 +281,35 @@ def test_queries_that_were_held_back(run: Run) -> None:
     assert json.loads(run("index", "stats", "idx", "--json")[1])["calibration"]["queries"] == 40
 
 
+def test_a_build_that_ended_before_its_merges_and_calibration_is_finished(run: Run) -> None:
+    def stats() -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(run("index", "stats", "idx", "--json")[1])
+        return shown
+
+    Path("few.jsonl").write_text('{"_id": "1", "text": "word1"}\n')
+    # Without merges nothing is laid out for approximate search, which leaves held-back queries without a use.
+    code, built, error = run(*BUILD, "--no-merge", "--calibrate-queries", "queries.jsonl")
+    assert code == 0, error
+    assert "nothing to calibrate" in error
+    assert stats()["layouts"] == {"windows": 1}
+    assert "up to date" in run(*BUILD, "--no-merge")[1]
+    # A calibration that fails leaves the merges, and is made up for.
+    code, _, error = run(*BUILD, "--calibrate-queries", "few.jsonl")
+    assert code == 2
+    assert "only 1 of 1 queries find anything" in error
+    assert stats()["layouts"] == {"tiers": 1}
+    assert not stats()["calibration"]
+    code, built, error = run(*BUILD)
+    assert code == 0, error
+    assert "continued idx: 1,200 documents" in built
+    assert not stats()["calibration"]["held_back"]
+    assert "up to date" in run(*BUILD)[1]
+    # Other queries measure anew.
+    assert run(*BUILD, "--calibrate-queries", "queries.jsonl")[0] == 0
+    assert stats()["calibration"]["held_back"]
+    assert stats()["complete"]
+
+
 def test_ways_to_search(run: Run) -> None:
     assert run(*BUILD)[0] == 0
     query = " ".join(f"word{unit}" for unit in vectors_about_topics(3, 1, 8).units.tolist())
