@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from retrieval.cli.options import IndexFolder, Json, Memory, load_encoder, print_json
+from retrieval.cli.options import Impacts, IndexFolder, Json, Memory, load_encoder, print_json
 
 
 def export(
@@ -22,7 +22,10 @@ def export(
             "Default: 100, or 1 where all impacts are whole numbers."
         ),
     ] = None,
-    memory: Memory = 1024,
+    memory: Annotated[
+        int | None,
+        typer.Option(help="lucene: heap that Java may take, in MiB. Default: 1024.", metavar="MIB"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write an index in the format of other engines, without deleted documents.
@@ -41,7 +44,9 @@ def export(
     from retrieval.interop.exchange import export_index
 
     with SparseIndex.open(index) as opened:
-        exported = export_index(opened, out, format_, scale=scale, memory=memory << 20)
+        exported = export_index(
+            opened, out, format_, scale=scale, memory=None if memory is None else memory << 20
+        )
     if as_json:
         print_json({"out": str(out), "format": format_, **asdict(exported)})
         return
@@ -80,6 +85,7 @@ def import_(
         ),
     ] = None,
     scale: Annotated[float, typer.Option(help="Whole numbers are divided by it; 1 keeps them.")] = 1.0,
+    impacts: Impacts = "float32",
     memory: Memory = 1024,
     overwrite: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
     as_json: Json = False,
@@ -104,6 +110,7 @@ def import_(
         encoder=load_encoder(encoder) if encoder else None,
         ids=ids,
         scale=scale,
+        impacts=impacts,
         memory=memory << 20,
         overwrite=overwrite,
     )

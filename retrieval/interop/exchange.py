@@ -30,6 +30,9 @@ from runtime.progress import Advance, progress
 IMPORT_FORMATS = ("anserini", "ciff", "bigann")
 EXPORT_FORMATS = (*IMPORT_FORMATS, "lucene")
 
+LUCENE_MEMORY = 256 << 20
+"""Heap that Java needs at least: less does not hold Lucene's buffer and what stands around it."""
+
 ENDINGS = {
     "anserini": (".jsonl", ".json", ".jsonl.gz", ".json.gz"),
     "ciff": (".ciff", ".ciff.gz"),
@@ -43,7 +46,7 @@ def export_index(
     format_: str,
     *,
     scale: float | None = None,
-    memory: int = DEFAULT_MEMORY,
+    memory: int | None = None,
 ) -> Exported:
     """Write the live documents of an index in another format; `out` appears when it is complete.
 
@@ -51,25 +54,34 @@ def export_index(
         format_: one of `EXPORT_FORMATS`.
         scale: what impacts are multiplied by before rounding, in the formats that hold whole numbers; default: 100,
             or 1 where all are whole numbers already.
-        memory: bytes of heap that Java may take for ``"lucene"``; the others need little.
+        memory: for ``"lucene"``, bytes of heap that Java may take, at least `LUCENE_MEMORY`; default:
+            `DEFAULT_MEMORY`.
 
     Raises:
-        UsageError: an unknown format, or a scale for one that does not round.
+        UsageError: an unknown format, a scale for one that does not round, or memory for one that needs none, or
+            too little.
         ConflictError: `out` exists.
         InputError: a document, term or impact that the format cannot hold.
         NotFoundError: a package that the format needs is not installed.
     """
     if format_ not in EXPORT_FORMATS:
         raise UsageError(f"the format is {format_}, but must be one of {', '.join(EXPORT_FORMATS)}")
-    if format_ == "ciff":
-        return write_ciff(index, out, scale)
     if format_ == "bigann" and scale is not None:
         raise UsageError("--scale does not go with bigann, which holds impacts as they are")
+    if memory is not None and format_ != "lucene":
+        raise UsageError(f"--memory does not go with {format_}, which needs little; it is for lucene's Java")
+    if memory is not None and memory < LUCENE_MEMORY:
+        raise UsageError(
+            f"--memory is {memory >> 20} MiB, but lucene's Java needs {LUCENE_MEMORY >> 20} MiB or more; give "
+            f"--memory {LUCENE_MEMORY >> 20}, or leave it out for {DEFAULT_MEMORY >> 20}"
+        )
+    if format_ == "ciff":
+        return write_ciff(index, out, scale)
     with progress("writing", index.num_documents) as advance:
         if format_ == "bigann":
             return write_bigann(index, out, advance)
         if format_ == "lucene":
-            return export_lucene(index, out, scale=scale, memory=memory, advance=advance)
+            return export_lucene(index, out, scale=scale, memory=memory or DEFAULT_MEMORY, advance=advance)
         return _write_anserini(index, out, scale, advance)
 
 
@@ -141,6 +153,7 @@ def import_index(
     encoder: SparseEncoder | None = None,
     ids: Path | None = None,
     scale: float = 1.0,
+    impacts: str = "float32",
     memory: int = DEFAULT_MEMORY,
     overwrite: bool = False,
 ) -> Imported:
@@ -152,11 +165,12 @@ def import_index(
             index takes texts as queries. Default: the terms of the file, and queries must be vectors.
         ids: for ``"bigann"``, one id a line.
         scale: what whole numbers are divided by; 1 keeps them.
+        impacts: how the index stores them: "float32", or "uint8" for a quarter of the bytes.
         memory: bytes that the writer should stay within.
         overwrite: replace an index that is there.
 
     Raises:
-        UsageError: an unknown format, or an option that it does not have.
+        UsageError: an unknown format or way to store impacts, or an option that the format does not have.
         NotFoundError: no such file, or a package that the format needs is not installed.
         FormatError: the file is damaged, cut short, or of another format; says where.
         InputError: a vector that cannot be one, or a term that `encoder` does not have; says where.
@@ -191,7 +205,9 @@ def import_index(
             batches, total = _from_bigann(csr, filler), csr.num_rows
         store = ["text"] if format_ == "anserini" else []
         writer = leaving.enter_context(
-            IndexWriter.create(out, encoder=filler, store=store, memory=memory, overwrite=overwrite)
+            IndexWriter.create(
+                out, encoder=filler, store=store, impacts=impacts, memory=memory, overwrite=overwrite
+            )
         )
         advance = leaving.enter_context(progress("importing", total))
         for batch in batches:

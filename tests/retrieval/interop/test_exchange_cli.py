@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lexpert
@@ -57,6 +58,16 @@ def test_there_and_back(run: Run, format_: str, name: str) -> None:
     assert [hit["id"] for hit in json.loads(out)["hits"]] == ["a"]
 
 
+def test_impacts_are_stored_as_asked(run: Run) -> None:
+    assert run("index", "export", "idx", "v.csr", "--format", "bigann")[0] == 0
+    for options, impacts in (((), "float32"), (("--impacts", "uint8"), "uint8")):
+        assert run("index", "import", "v.csr", "--out", impacts, *options)[0] == 0
+        assert json.loads(run("index", "stats", impacts, "--json")[1])["impacts"] == impacts
+    shown = [line.split(maxsplit=1) for line in run("index", "stats", "uint8")[1].splitlines()]
+    assert ["impacts", "uint8"] in shown
+    assert ["segments", "1 (1 in windows)"] in shown
+
+
 def test_impacts_that_round_to_nothing_are_counted(run: Run) -> None:
     code, out, err = run("index", "export", "idx", "v.ciff", "--format", "ciff", "--scale", "0.001")
     assert code == 0
@@ -71,6 +82,9 @@ def test_impacts_that_round_to_nothing_are_counted(run: Run) -> None:
         (["export", "idx", "corpus.jsonl", "--format", "ciff"], 1, "corpus.jsonl exists"),
         (["export", "nowhere", "v", "--format", "ciff"], 1, "there is no index nowhere"),
         (["export", "idx", "v", "--format", "bigann", "--scale", "2"], 2, "--scale does not go with bigann"),
+        (["export", "idx", "v", "--format", "ciff", "--memory", "512"], 2, "--memory does not go with ciff"),
+        (["export", "idx", "v", "--format", "lucene", "--memory", "255"], 2, "give --memory 256"),
+        (["import", "v.csr", "--out", "back", "--impacts", "int4"], 2, "not as 'int4'"),
         (["export", "idx", "/proc/x/v", "--format", "ciff"], 1, "check the path"),
         (["import", "corpus.jsonl", "--out", "back"], 1, 'corpus.jsonl, line 1: the vector has no "id"'),
         (["import", "idx/manifest.json", "--out", "back", "--format", "ciff"], 1, "is not a CIFF file"),
@@ -92,6 +106,7 @@ def test_impacts_that_round_to_nothing_are_counted(run: Run) -> None:
     ],
 )
 def test_bad_input_is_one_sentence(run: Run, arguments: list[str], code: int, sentence: str) -> None:
+    Path("v.csr").write_bytes(np.array([1, 1, 1, 0, 1, 0x3F800000 << 32], np.int64).tobytes())
     Path("half.csr").write_bytes(b"\2\0\0\0\0\0\0\0" * 4)
     Path("unknown").write_bytes(b"?")
     found, out, err = run("index", *arguments)
