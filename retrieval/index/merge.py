@@ -12,6 +12,7 @@ from retrieval.index.impact_codec import ImpactCodec
 from retrieval.index.manifest import FieldKind, SegmentEntry
 from retrieval.index.segment import Segment
 from retrieval.index.segment_writer import SegmentWriter
+from retrieval.index.tiered_postings import TieredPostings
 from retrieval.index.window_postings import WINDOW_DOCUMENTS
 from runtime.activations import SparseActivations
 from runtime.progress import Advance
@@ -45,7 +46,7 @@ def merge_segments(
     """Write the live documents of `segments` as the segment `name`; their order stays, and so do their impacts.
 
     Impacts stay bit by bit, but for those that become 8-bit codes: those of segments that hold floats, and those of
-    8-bit segments with another step than the merged one.
+    8-bit segments with a finer step than the merged one.
 
     `advance` is called with the number of documents done since the last call.
     """
@@ -53,7 +54,11 @@ def merge_segments(
         if sum(segment.entry.live for segment in segments) >= TIERED_DOCUMENTS:
             postings = sum(segment.entry.postings for segment in segments)
             writer.add_tiers(
-                lambda: _joined(_live_windows(segments, num_units), num_units), postings, num_units, advance
+                lambda: _joined(_live_windows(segments, num_units), num_units),
+                postings,
+                num_units,
+                _coarsest_step(segments),
+                advance,
             )
         else:
             for window in _joined(_live_windows(segments, num_units), num_units):
@@ -71,6 +76,18 @@ def merge_segments(
                     },
                 )
         return writer.close()
+
+
+def _coarsest_step(segments: Sequence[Segment]) -> float:
+    """The largest step of those that hold 8-bit codes; 0 if none does."""
+    return max(
+        (
+            float(segment.postings.steps[0])
+            for segment in segments
+            if segment.entry.impacts == "uint8" and isinstance(segment.postings, TieredPostings)
+        ),
+        default=0.0,
+    )
 
 
 def _live_windows(segments: Sequence[Segment], num_units: int) -> Iterator[SparseActivations]:

@@ -99,12 +99,17 @@ class SegmentWriter:
                 self._append(name, np.int64, np.zeros(1, np.int64))
 
     def add_tiers(
-        self, windows: Windows, postings: int, num_units: int, advance: Advance | None = None
+        self,
+        windows: Windows,
+        postings: int,
+        num_units: int,
+        least_step: float = 0.0,
+        advance: Advance | None = None,
     ) -> None:
         """Write all postings in tiers instead of windows; see `write_tiers`."""
         self._layout = "tiers"
         self._rows, self._postings = write_tiers(
-            self._folder, windows, postings, num_units, self.codec, advance
+            self._folder, windows, postings, num_units, self.codec, least_step, advance
         )
 
     def add_documents(

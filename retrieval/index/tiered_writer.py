@@ -24,6 +24,7 @@ from runtime.progress import Advance
 
 Windows = Callable[[], Iterator[SparseActivations]]
 
+MUCH_COARSER = 4
 SAMPLE_POSTINGS = 1 << 22
 """Where tiers begin is judged by the documents of about so many postings; all of them in a smaller segment."""
 
@@ -37,6 +38,7 @@ def write_tiers(
     postings: int,
     num_units: int,
     codec: ImpactCodec,
+    least_step: float = 0.0,
     advance: Advance | None = None,
 ) -> tuple[int, int]:
     """Write postings into the segment `folder`; returns the numbers of documents and postings.
@@ -44,6 +46,8 @@ def write_tiers(
     Args:
         windows: gives the documents of each window as rows; called twice.
         postings: about how many there are.
+        least_step: of 8-bit impacts, the step that some have been rounded to already; it is kept if it is not much
+            coarser than needed, so that they are not rounded again.
         advance: called with the number of documents done since the last call.
     """
     census = _Census(num_units, stride=max(1, postings // SAMPLE_POSTINGS))
@@ -52,6 +56,8 @@ def write_tiers(
         del window  # before the next one is built
     plan = census.plan()
     step = step_for(census.largest, census.are_whole) if codec == "uint8" else 1.0
+    if codec == "uint8" and step < least_step <= MUCH_COARSER * step:
+        step = least_step
     del census  # its sample is as large as a window
 
     def append(name: str, dtype: type, values: NDArray[Any]) -> None:

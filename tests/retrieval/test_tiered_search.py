@@ -259,3 +259,29 @@ def test_approximate_search_finds_enough_under_a_filter(tmp_path: Path, kept: fl
         assert [len(ids) for ids in found.ids] == [len(ids) for ids in exact.ids]
         pairs = zip(found.ids, exact.ids, strict=True)
         assert np.mean([len({*a} & {*b}) / max(1, len(b)) for a, b in pairs]) > 0.85
+
+
+def test_impacts_are_rounded_once_however_often_they_are_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval.index.merge, "TIERED_DOCUMENTS", 1)
+    generator = np.random.default_rng(12)
+    for largest in generator.uniform(3, 6, 20).astype(np.float32).tolist():
+        folder = tmp_path / str(largest)
+        weights = np.concatenate([[largest], generator.uniform(0.01, largest / 2, 99)]).astype(np.float32)
+        vectors = SparseActivations(
+            np.arange(0, 101, 1, dtype=np.int64), np.zeros(100, np.int32), weights, NUM_UNITS
+        )
+        with IndexWriter.create(
+            folder, encoder=PrecomputedEncoder(num_units=NUM_UNITS), impacts="uint8"
+        ) as writer:
+            writer.add_vectors([str(row) for row in range(100)], vectors)
+            writer.merge()
+            kept = []
+            for deleted in ("99", "0", "98"):  # the largest impact among them
+                writer.delete([deleted])
+                writer.merge()
+                with SparseIndex.open(folder) as index:
+                    kept.append(index.segments[0].window_rows(0, NUM_UNITS).weights)
+        assert kept[0][1:].tolist() == kept[1].tolist()
+        assert kept[1][:-1].tolist() == kept[2].tolist()
