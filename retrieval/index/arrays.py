@@ -18,8 +18,6 @@ from pydantic import BaseModel, ConfigDict
 
 from runtime.errors import FormatError, LexpertError
 
-CHECKSUM_BLOCK_BYTES = 1 << 22
-
 
 class ArrayFile(BaseModel):
     """What a manifest says of one file."""

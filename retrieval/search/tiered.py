@@ -3,14 +3,17 @@
 1. **Scatter**: the first tiers of the query's terms are added up in 16-bit whole numbers, window by window. What a
    document has got then is never more than its score, and short of it by no more than rounding and what the tiers
    left out can add.
-2. **Candidates**: the documents that got most are scored from their rows, exactly. The k-th best score is the
-   threshold from now on. An approximate search ends here.
-3. **Proof** (exact search): every 32 documents share a bound on what the last tiers can add to any of them.
-   Documents whose sum and bound together reach the threshold are scored too; for all others it is proved that they
-   are no result. Where too many would have to be scored (a large k, a flat query), everything is added up instead.
+2. **Candidates**: the documents that got most are scored from their rows, exactly. An approximate search chooses them
+   after the last window, and ends there; an exact one takes those of each window, so that it knows early what a
+   result needs.
+3. **Proof** (exact search), in each window: every 32 documents share a bound on what the last tiers can add to any of
+   them. Documents whose sum and bound together reach the k-th best score so far are scored too; for all others it is
+   proved that they are no result. Where too many would have to be scored (a large k, a flat query), everything is
+   added up instead; where few documents may be found, all of those are scored.
 
 What limits it: 3 bytes for every posting scattered, two sweeps over 2 bytes a document, and the cache misses of the
-rows scored. Scores are the float32 sums, in ascending order of units, that the index defines.
+rows scored and of the first postings of every run. Scores are the float32 sums, in ascending order of units, that the
+index defines.
 """
 
 # mypy: disable-error-code="arg-type,assignment,call-arg,index,return-value"
@@ -37,9 +40,12 @@ FRACTION_BITS = 8
 MOST_TERMS = 255
 """Query terms that 8-bit slots can tell apart; longer queries are searched exhaustively."""
 LEVELS = 256
-BINS = 1024
+"""Classes that tiers are put into by what they are worth to a query."""
 BIN_BITS = 6
+BINS = 1 << (16 - BIN_BITS)
+"""Classes that sums are counted in, to find about the n-th largest."""
 BUFFER = 4096
+"""Candidates gathered before they are scored, at least."""
 EXHAUSTIVE_MODE, EXACT_MODE, APPROXIMATE_MODE = 0, 1, 2
 BOUND_COST = 1 / 256
 """Adding a term's bounds takes about as long as adding up one posting for so many documents."""
