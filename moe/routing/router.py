@@ -1,0 +1,106 @@
+"""What every router takes and returns: tokens in, the experts of each token out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.activations import SparseActivations
+from runtime.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """What a router sees of a batch, all sequences one after the other.
+
+    Attributes:
+        hidden: ``[tokens, width]``, of any floating dtype; routers compute in float32.
+        sequences: int64 ``[tokens]``, the sequence that each token is of, ascending from 0; None where the
+            caller does not say.
+        ids: int64 ``[tokens]``, vocabulary ids.
+        tasks: int64 ``[tokens]``, the task of each token.
+    """
+
+    hidden: Tensor
+    sequences: Tensor | None = None
+    ids: Tensor | None = None
+    tasks: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Routing:
+    """What a router decided.
+
+    Attributes:
+        gates: torch, ``[tokens, experts]``; int32 units and float32 weights, which scale the outputs of the
+            experts and through which gradients reach the router.
+        scores: float32 ``[tokens, experts]``, what each expert was worth to each token: probabilities, or
+            sigmoids.
+        losses: scalars, not scaled by any coefficient; ``"load_balance"`` is 1 when even.
+        capacity: most entries that one expert takes, for `runtime.dispatch.dispatch`; None drops nothing.
+    """
+
+    gates: SparseActivations
+    scores: Tensor
+    losses: dict[str, Tensor]
+    capacity: int | None = None
+
+
+class Router(torch.nn.Module):
+    """Base of all routers. A subclass says in `route` what it decides.
+
+    Attributes:
+        num_experts: experts to choose from.
+        width: of the hidden states; None where they do not matter.
+        is_causal: whether the experts of a token depend on nothing that comes after it. What is not causal has
+            no place in a decoder.
+    """
+
+    is_causal = True
+
+    def __init__(self, num_experts: int, width: int | None = None) -> None:
+        super().__init__()
+        for name, number in (("num_experts", num_experts), ("width", 1 if width is None else width)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise UsageError(f"{name} is {number!r}, but a router needs a whole number of 1 or more")
+        self.num_experts = num_experts
+        self.width = width
+
+    def forward(self, tokens: Tokens) -> Routing:
+        """Choose the experts of each token, in float32 whatever the dtype of `tokens` and under autocast.
+
+        Raises:
+            UsageError: `tokens` do not fit, or lack what this router decides by.
+            InputError: hidden states are NaN.
+        """
+        hidden = tokens.hidden
+        if hidden.ndim != 2 or self.width not in (None, hidden.shape[1]):
+            raise UsageError(
+                f"hidden states are {tuple(hidden.shape)}, but the router takes [tokens, {self.width or 'width'}]"
+            )
+        # bfloat16 logits tie, and break the equality with a dense parent, for some tokens in a thousand.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.route(tokens)
+
+    @abstractmethod
+    def route(self, tokens: Tokens) -> Routing:
+        """What `forward` returns; called with autocast off and hidden states of the right shape."""
+
+
+def of_tokens(tokens: Tokens, name: str, router: str) -> Tensor:
+    """The field `name` of `tokens`, int64 ``[tokens]``.
+
+    Raises:
+        UsageError: it is missing or of another shape.
+    """
+    values: Tensor | None = getattr(tokens, name)
+    if values is None:
+        raise UsageError(f"{router} needs Tokens.{name}, which is None; pass int64 [tokens]")
+    if values.shape != tokens.hidden.shape[:1]:
+        raise UsageError(
+            f"Tokens.{name} is {tuple(values.shape)}, but there are {len(tokens.hidden)} hidden states"
+        )
+    return values
