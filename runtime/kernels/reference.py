@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.kernels.bounds import check_bounds, check_offsets
+from runtime.kernels.expert_activations import numpy_activation
 
 Ints = NDArray[np.integer[Any]]
 Offsets = NDArray[np.int64]
@@ -189,6 +190,43 @@ def grouped_matmul(values: Numbers, offsets: Offsets, matrices: Numbers) -> Numb
     for group, matrix in enumerate(matrices):
         entries = slice(offsets[group], offsets[group + 1])
         result[entries] = values[entries] @ matrix
+    return result
+
+
+def expert_mlp(
+    values: Numbers,
+    offsets: Offsets,
+    up: Numbers,
+    down: Numbers,
+    *,
+    activation: str,
+    gated: bool,
+    up_bias: Numbers | None = None,
+    down_bias: Numbers | None = None,
+) -> Numbers:
+    """``down[j] · act(up[j] · value)`` for every entry of group `j`; see `runtime.expert_mlp.expert_mlp`.
+
+    Raises:
+        ValueError: offsets decrease.
+    """
+    check_offsets(offsets)
+    activate = numpy_activation(activation)
+    result = np.zeros_like(values)
+    for group in range(len(up)):
+        entries = slice(offsets[group], offsets[group + 1])
+        if offsets[group] == offsets[group + 1]:
+            continue
+        hidden = values[entries] @ up[group].T
+        if up_bias is not None:
+            hidden = hidden + up_bias[group]
+        if gated:
+            gate, linear = np.split(hidden, 2, axis=1)
+            hidden = activate(gate) * linear
+        else:
+            hidden = activate(hidden)
+        result[entries] = hidden @ down[group].T
+        if down_bias is not None:
+            result[entries] += down_bias[group]
     return result
 
 

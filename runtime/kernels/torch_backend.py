@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from runtime.kernels.bounds import check_bounds, check_offsets
+from runtime.kernels.expert_activations import torch_activation
 
 
 def dispatch(
@@ -139,6 +141,37 @@ def grouped_matmul(values: Tensor, offsets: Tensor, matrices: Tensor) -> Tensor:
         if end > start
     ]
     return torch.cat(pieces) if pieces else values.new_zeros((0, matrices.shape[2]))
+
+
+def expert_mlp(
+    values: Tensor,
+    offsets: Tensor,
+    up: Tensor,
+    down: Tensor,
+    *,
+    activation: str,
+    gated: bool,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+) -> Tensor:
+    check_offsets(offsets)
+    activate = torch_activation(activation)
+    groups = values.split(offsets.diff().tolist())
+    # Unbound once and not indexed group by group, whose backward would fill a gradient of all experts each time.
+    up_biases = [None] * len(up) if up_bias is None else up_bias.unbind()
+    down_biases = [None] * len(up) if down_bias is None else down_bias.unbind()
+    weights = zip(up.unbind(), up_biases, down.unbind(), down_biases, strict=True)
+    pieces = []
+    for group, (into, into_bias, out_of, out_bias) in zip(groups, weights, strict=True):
+        if len(group):
+            hidden = linear(group, into, into_bias)
+            if gated:
+                gate, passed = hidden.chunk(2, dim=1)
+                hidden = activate(gate) * passed
+            else:
+                hidden = activate(hidden)
+            pieces.append(linear(hidden, out_of, out_bias))
+    return torch.cat(pieces) if pieces else torch.zeros_like(values)
 
 
 def score(

@@ -39,7 +39,7 @@ def test_the_reference_and_torch_have_every_operation() -> None:
         if getattr(function, "__module__", "") == reference.__name__ and not name.startswith("_")
     }
     operations -= {"rows_of_nonzeros", "row_dtype", "offsets_of", "sum_dtype"}
-    assert len(operations) == 14
+    assert len(operations) == 15
     assert {name for name in operations if not hasattr(torch_backend, name)} == set()
     own = {name for name in vars(numba_cpu) if not name.startswith("_") and name in operations}
     assert {"dispatch", "transpose", "coalesce", "top_k", "combine", "score"} <= own
