@@ -1,0 +1,1 @@
+"""Upcycling: a dense checkpoint made sparse, and back."""

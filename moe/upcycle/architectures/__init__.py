@@ -1,0 +1,1 @@
+"""Dense architectures that can be upcycled: a file each."""
