@@ -1,1 +1,28 @@
-"""Mixture of experts, on the same runtime as retrieval. Empty so far: routers, layers and upcycling come next."""
+"""Mixture of experts: routers, layers, and dense checkpoints made sparse.
+
+Importing this package registers our execution of experts with transformers, now or when transformers is imported,
+so that ``from_pretrained(…, experts_implementation="lexpert")`` runs any of its mixture models on it. Names are
+loaded when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moe.registration import register_when_imported
+from runtime.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from moe.experts import Experts
+    from moe.layer import MoELayer
+
+__all__ = ["Experts", "MoELayer"]
+
+_HOMES = {
+    "Experts": "moe.experts",
+    "MoELayer": "moe.layer",
+}
+
+__getattr__ = lazy_exports(__name__, _HOMES)
+
+register_when_imported()

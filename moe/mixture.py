@@ -1,0 +1,61 @@
+"""Dispatch, experts, combine: what a layer of experts does with its tokens once they are routed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from runtime.activations import SparseActivations
+from runtime.combine import combine, gather
+from runtime.dispatch import Dispatch, dispatch
+from runtime.expert_mlp import expert_mlp
+
+
+def mix(
+    hidden: Tensor,
+    gates: SparseActivations,
+    up: Tensor,
+    down: Tensor,
+    *,
+    activation: str = "silu",
+    gated: bool = True,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    capacity: int | None = None,
+) -> Tensor:
+    """``output[t] = Σ_e gate[t, e] · expert_e(hidden[t])`` over the experts that the gates of token `t` light up.
+
+    Each expert is a feed-forward block, ``down · (act(gate · x) * (up · x))``, or ``down · act(up · x)``.
+
+    Args:
+        hidden: ``[tokens, width]``.
+        gates: torch, ``[tokens, experts]``; gradients reach its weights.
+        up: ``[experts, 2 · inner, width]`` when `gated`, the rows of the gate first, else
+            ``[experts, inner, width]``.
+        down: ``[experts, width, inner]``.
+        activation: a name of `runtime.expert_mlp`, as transformers has it.
+        up_bias: ``[experts, 2 · inner]`` or ``[experts, inner]``.
+        down_bias: ``[experts, width]``.
+        capacity: most tokens that an expert takes; of the later ones this share of the output is missing.
+
+    Returns:
+        ``[tokens, width]``, of the dtype of `hidden`; 0 for a token that no expert took.
+    """
+    routed = dispatch(gates, capacity)
+    entries = expert_mlp(
+        gather(hidden.to(up.dtype), routed),
+        routed.offsets,
+        up,
+        down,
+        activation=activation,
+        gated=gated,
+        up_bias=up_bias,
+        down_bias=down_bias,
+    )
+    return add_up(entries, routed).to(hidden.dtype)
+
+
+def add_up(entries: Tensor, routed: Dispatch) -> Tensor:
+    """`combine` in float32 at least: a token adds up few numbers, and bfloat16 would round each of them."""
+    summed: Tensor = combine(entries.to(torch.promote_types(entries.dtype, torch.float32)), routed)
+    return summed
