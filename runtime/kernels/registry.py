@@ -28,6 +28,8 @@ class Backend:
         packages: import names that must be installed.
         devices: torch device types it runs on; empty means any.
         unsupported_dtypes: dtypes that it cannot compute with, by NumPy's name.
+        judges: whether its module has a function ``unsuitable(*arrays)`` that says more of why it cannot run on
+            them, or None; it is asked last, and may be slow the first time.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Backend:
     packages: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     unsupported_dtypes: tuple[str, ...] = ()
+    judges: bool = False
 
     def probe(self, *arrays: Array) -> str | None:
         """Why this backend cannot run on `arrays` here, or None when it can."""
@@ -52,10 +55,22 @@ class Backend:
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
             return f"it needs {' and '.join(missing)}, which is not installed"
+        if self.judges:
+            reason: str | None = import_module(self.module).unsuitable(*arrays)
+            return reason
         return None
 
 
 CATALOGUE = (
+    Backend(
+        "grouped_mm",
+        "runtime.kernels.expert_cuda",
+        "torch",
+        packages=("torch",),
+        devices=("cuda",),
+        unsupported_dtypes=("float16", "float32", "float64"),
+        judges=True,
+    ),
     Backend("torch", "runtime.kernels.torch_backend", "torch", packages=("torch",)),
     Backend(
         "numba",
@@ -65,6 +80,24 @@ CATALOGUE = (
         unsupported_dtypes=("float16", "longdouble", "float128"),
     ),
     Backend("reference", "runtime.kernels.reference", "numpy"),
+    # Chosen by name alone: what is above takes the same arrays.
+    Backend(
+        "triton",
+        "runtime.kernels.expert_triton",
+        "torch",
+        packages=("torch", "triton"),
+        devices=("cuda",),
+        unsupported_dtypes=("float64",),
+        judges=True,
+    ),
+    Backend(
+        "megablocks",
+        "runtime.kernels.expert_megablocks",
+        "torch",
+        packages=("torch", "kernels"),
+        devices=("cuda",),
+        judges=True,
+    ),
 )
 """Best first: the first that has the operation and whose probe passes is chosen."""
 

@@ -48,7 +48,7 @@ def test_the_reference_and_torch_have_every_operation() -> None:
 @pytest.mark.parametrize(
     ("backend", "arrays", "message"),
     [
-        ("cuda", (FLOATS,), "no backend 'cuda'; there are torch, numba, reference"),
+        ("cuda", (FLOATS,), r"no backend 'cuda'; there are .*torch, numba, reference"),
         ("torch", (FLOATS,), "takes torch arrays, not numpy"),
         ("numba", (torch.zeros(1),), "takes numpy arrays, not torch"),
         ("numba", (FLOATS.astype(np.float16),), "does not compute with float16"),
