@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from runtime.activations import Array
+from typing import TYPE_CHECKING, Any
+
+from runtime.activations import Array, is_tensor
 from runtime.errors import UsageError
+from runtime.expert_weights import QuantisedWeights
 from runtime.kernels.expert_activations import canonical_activation
 from runtime.kernels.registry import kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def expert_mlp(
     values: Array,
     offsets: Array,
-    up: Array,
-    down: Array,
+    up: Array | QuantisedWeights,
+    down: Array | QuantisedWeights,
     *,
     activation: str,
     gated: bool,
@@ -32,7 +38,8 @@ def expert_mlp(
         offsets: int64 ``[experts + 1]``; expert `j` has the entries ``offsets[j]:offsets[j + 1]``.
         up: ``[experts, 2 · inner, width]`` when gated, the gate's rows before the others; else
             ``[experts, inner, width]``.
-        down: ``[experts, width, inner]``.
+        down: ``[experts, width, inner]``. Both matrices may be `QuantisedWeights` instead, for torch tensors on the
+            processor and without gradients; values then meet them in 16 bits.
         activation: a name of transformers', such as ``"silu"`` or ``"gelu_pytorch_tanh"``.
         gated: whether the first half of `up` is a gate.
         up_bias: ``[experts, up's rows]``.
@@ -47,7 +54,7 @@ def expert_mlp(
     """
     canonical_activation(activation)
     _check(values, offsets, up, down, gated, up_bias, down_bias)
-    run = kernel("expert_mlp", values, offsets, up, down, backend=backend)
+    run = _kernel(values, offsets, up, down, backend)
     result: Array = run(
         values,
         offsets,
@@ -61,15 +68,31 @@ def expert_mlp(
     return result
 
 
+def _kernel(values: Any, offsets: Array, up: Any, down: Any, backend: str | None) -> Callable[..., Any]:
+    if not isinstance(up, QuantisedWeights):
+        return kernel("expert_mlp", values, offsets, up, down, backend=backend)
+    import torch
+
+    if not is_tensor(values) or values.device.type != "cpu":
+        raise UsageError(
+            "quantised experts take torch tensors on the processor; convert values, or dequantise them"
+        )
+    if torch.is_grad_enabled() and values.requires_grad:
+        raise UsageError("quantised experts have no gradients; dequantise them, or run under torch.no_grad()")
+    return kernel("quantised_expert_mlp", values, offsets, backend=backend)
+
+
 def _check(
     values: Array,
     offsets: Array,
-    up: Array,
-    down: Array,
+    up: Any,
+    down: Any,
     gated: bool,
     up_bias: Array | None,
     down_bias: Array | None,
 ) -> None:
+    if isinstance(up, QuantisedWeights) != isinstance(down, QuantisedWeights):
+        raise UsageError("one of up and down is quantised, but it must be both up and down, or neither")
     if not _shapes_fit(values, up, down, gated):
         rows = "2 · inner" if gated else "inner"
         raise UsageError(
@@ -88,13 +111,16 @@ def _check(
             raise UsageError(f"{name} {tuple(bias.shape)} must be {tuple(matrices.shape[:2])}")
     given = {"up": up, "down": down, "up_bias": up_bias, "down_bias": down_bias}
     for name, array in given.items():
-        if array is not None and array.dtype != values.dtype:
+        if array is not None and not isinstance(array, QuantisedWeights) and array.dtype != values.dtype:
             raise UsageError(f"values are {values.dtype}, but {name} is {array.dtype}; convert one of them")
 
 
-def _shapes_fit(values: Array, up: Array, down: Array, gated: bool) -> bool:
-    if values.ndim != 2 or up.ndim != 3 or down.ndim != 3:
+def _shapes_fit(values: Any, up: Any, down: Any, gated: bool) -> bool:
+    if values.ndim != 2 or len(up.shape) != 3 or len(down.shape) != 3:
         return False
     width, inner = values.shape[1], down.shape[2]
     num_experts = len(up)
-    return up.shape[1:] == (2 * inner if gated else inner, width) and down.shape[:2] == (num_experts, width)
+    return tuple(up.shape[1:]) == (2 * inner if gated else inner, width) and tuple(down.shape[:2]) == (
+        num_experts,
+        width,
+    )

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from runtime.activations import Array, is_tensor
 from runtime.errors import NotFoundError, UsageError
+
+Kind = tuple[str, str, Any]
+"""Of an array: its library, the torch device type or an empty text, and its dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +46,35 @@ class Backend:
 
     def probe(self, *arrays: Array) -> str | None:
         """Why this backend cannot run on `arrays` here, or None when it can."""
-        for array in arrays:
-            library = "torch" if is_tensor(array) else "numpy"
+        reason = self.refusal(_kinds(arrays))
+        return self.judgement(*arrays) if reason is None else reason
+
+    def refusal(self, kinds: tuple[Kind, ...]) -> str | None:
+        """The part of `probe` that arrays of the same kinds have in common."""
+        for library, device, dtype in kinds:
             if library != self.library:
                 return f"it takes {self.library} arrays, not {library} ones"
-            if self.devices and is_tensor(array) and array.device.type not in self.devices:
-                return f"it runs on {' or '.join(self.devices)}, not on {array.device.type}"
-            dtype = str(array.dtype).removeprefix("torch.")
-            if dtype in self.unsupported_dtypes:
-                return f"it does not compute with {dtype}"
+            if self.devices and device and device not in self.devices:
+                return f"it runs on {' or '.join(self.devices)}, not on {device}"
+            name = str(dtype).removeprefix("torch.")
+            if name in self.unsupported_dtypes:
+                return f"it does not compute with {name}"
         # Last, because looking for a package that is not imported yet takes longest.
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
             return f"it needs {' and '.join(missing)}, which is not installed"
-        if self.judges:
-            reason: str | None = import_module(self.module).unsuitable(*arrays)
-            return reason
         return None
+
+    def judgement(self, *arrays: Array) -> str | None:
+        """The part of `probe` that looks at the arrays themselves."""
+        reason: str | None = import_module(self.module).unsuitable(*arrays) if self.judges else None
+        return reason
 
 
 CATALOGUE = (
+    Backend(
+        "expert_cpu", "runtime.kernels.expert_cpu", "torch", packages=("torch", "numba"), devices=("cpu",)
+    ),
     Backend(
         "grouped_mm",
         "runtime.kernels.expert_cuda",
@@ -70,6 +83,13 @@ CATALOGUE = (
         devices=("cuda",),
         unsupported_dtypes=("float16", "float32", "float64"),
         judges=True,
+    ),
+    Backend(
+        "numba_tensors",
+        "runtime.kernels.numba_tensors",
+        "torch",
+        packages=("torch", "numba"),
+        devices=("cpu",),
     ),
     Backend("torch", "runtime.kernels.torch_backend", "torch", packages=("torch",)),
     Backend(
@@ -119,11 +139,9 @@ def kernel(operation: str, *arrays: Array, backend: str | None = None) -> Callab
         return _named(operation, arrays, backend)
     if len({is_tensor(array) for array in arrays}) > 1:
         raise UsageError(f"{operation} got both NumPy arrays and torch tensors; convert one kind first")
-    for candidate in CATALOGUE:
-        if candidate.probe(*arrays) is None:
-            function = _function(candidate, operation)
-            if function is not None:
-                return function
+    for candidate, function in _able(operation, _kinds(arrays)):
+        if candidate.judgement(*arrays) is None:
+            return function
     raise UsageError(f"there is no backend for {operation} on these arrays; {_reasons(operation, arrays)}")
 
 
@@ -134,6 +152,30 @@ def backends(operation: str, *arrays: Array) -> list[str]:
         for candidate in CATALOGUE
         if candidate.probe(*arrays) is None and _function(candidate, operation) is not None
     ]
+
+
+@cache
+def _able(operation: str, kinds: tuple[Kind, ...]) -> list[tuple[Backend, Callable[..., Any]]]:
+    """The backends for arrays of these kinds up to the first that takes all such arrays.
+
+    Asked for each product of each layer, so it is worked out once.
+    """
+    able = []
+    for candidate in CATALOGUE:
+        if candidate.refusal(kinds) is None:
+            function = _function(candidate, operation)
+            if function is not None:
+                able.append((candidate, function))
+                if not candidate.judges:
+                    break
+    return able
+
+
+def _kinds(arrays: tuple[Array, ...]) -> tuple[Kind, ...]:
+    return tuple(
+        ("torch", array.device.type, array.dtype) if is_tensor(array) else ("numpy", "", array.dtype)
+        for array in arrays
+    )
 
 
 def _named(operation: str, arrays: tuple[Array, ...], name: str) -> Callable[..., Any]:

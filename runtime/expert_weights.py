@@ -1,0 +1,119 @@
+"""Weights of experts in 8 or 4 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BITS = (4, 8)
+GROUPS = (32, 128)
+DEFAULT_GROUP = 32
+BLOCK = 64
+"""Columns that are packed together in 4 bits; columns are padded with zeros up to whole blocks."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class QuantisedWeights:
+    """The matrices of all experts, ``[experts, rows, columns]``, as ``scale · code``.
+
+    8 bits have one scale for each row. 4 bits have one for each `group` columns, and four codes in a word: in a block
+    of 64 columns, word `i` of 16 holds the columns ``i``, ``16 + i``, ``32 + i`` and ``48 + i`` from its lowest bits
+    upwards, each a nibble in two's complement. A word shifted is then 16 neighbouring weights in 16 lanes.
+
+    Attributes:
+        codes: int8 ``[experts, rows, padded]``, or int16 ``[experts, rows, padded / 4]``. `padded` is the columns
+            rounded up to a multiple of 16 (8 bits), of 64 (groups of 32) or of 128.
+        scales: float32 ``[experts, rows]``, or bfloat16 ``[experts, rows, padded / group]``; may be negative.
+        columns: how many there are without padding.
+        bits: 8 or 4.
+        group: columns that share a scale; 0 for whole rows.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    columns: int
+    bits: int
+    group: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.codes.shape[0], self.codes.shape[1], self.columns
+
+    @property
+    def padded(self) -> int:
+        """Columns with padding."""
+        return self.codes.shape[2] * (4 if self.bits == 4 else 1)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def dequantise(self) -> Tensor:
+        """float32 ``[experts, rows, columns]``: what the codes stand for, exactly."""
+        import torch
+
+        if self.bits == 8:
+            return (self.codes.float() * self.scales[:, :, None])[:, :, : self.columns]
+        experts, rows, _ = self.codes.shape
+        words = self.codes.reshape(experts, rows, -1, 1, 16).int()
+        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int32)[:, None]
+        # Up to the top of 32 bits and down again, which repeats the sign.
+        codes = ((words >> shifts) << 28) >> 28
+        groups = codes.reshape(experts, rows, -1, self.group).float() * self.scales.float()[..., None]
+        return groups.reshape(experts, rows, -1)[:, :, : self.columns]
+
+
+def quantise_experts(
+    matrices: Iterable[Tensor], *, bits: int = 4, group: int = DEFAULT_GROUP
+) -> QuantisedWeights:
+    """Quantise one matrix after the other, each with the scales that make its squared error small.
+
+    Args:
+        matrices: floating ``[rows, columns]`` of each expert, all of one shape; a tensor ``[experts, rows, columns]``,
+            or a generator that reads them when they are asked for: no more than one is held in float32.
+        bits: 8 or 4.
+        group: with 4 bits, the columns that share a scale: 32 or 128.
+
+    Raises:
+        UsageError: there is no matrix, their shapes differ, or `bits` or `group` are others.
+    """
+    import torch
+
+    from runtime.kernels.weight_codes import pack_nibbles, round_to_codes
+
+    if bits not in BITS or group not in GROUPS:
+        raise UsageError(
+            f"weights have 4 or 8 bits in groups of 32 or 128, not {bits} bits in groups of {group}"
+        )
+    codes, scales, shape = [], [], None
+    for matrix in matrices:
+        if matrix.ndim != 2 or (shape is not None and matrix.shape != shape):
+            raise UsageError(
+                f"experts' matrices must be [rows, columns] of one shape, but {tuple(matrix.shape)} follows {shape}"
+            )
+        shape = matrix.shape
+        unit = 16 if bits == 8 else max(group, BLOCK)
+        padding = -shape[1] % unit
+        padded = torch.nn.functional.pad(matrix.detach().float().cpu(), (0, padding)).contiguous()
+        if bits == 8:
+            found, scale = round_to_codes(padded.numpy(), lowest=-127, highest=127)
+            codes.append(torch.from_numpy(found))
+            scales.append(torch.from_numpy(scale))
+        else:
+            found, scale = round_to_codes(padded.reshape(-1, group).numpy(), lowest=-8, highest=7)
+            codes.append(torch.from_numpy(pack_nibbles(found.reshape(len(padded), -1))))
+            scales.append(torch.from_numpy(scale).bfloat16().reshape(len(padded), -1))
+    if shape is None:
+        raise UsageError("there is no expert to quantise; give at least one matrix")
+    return QuantisedWeights(
+        torch.stack(codes), torch.stack(scales), shape[1], bits, 0 if bits == 8 else group
+    )

@@ -1,0 +1,228 @@
+"""Products of groups of entries with the rows of their experts' weights, on all of torch's threads.
+
+Work is cut into blocks of rows of one expert. A thread that is free takes the next block, so each weight comes from
+memory once for all entries of its expert, and a thread that loses its core for a while holds up one block only.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, literally, njit, types
+
+from runtime.kernels.reference import Numbers
+from runtime.kernels.thread_crew import run_on_crew
+from runtime.kernels.vector_tiles import array_at, multiply_strip, take_next
+
+ROWS_OF_BLOCK = 48
+"""A multiple of every tile's rows: 192 KB of float32 weights at 1,024 columns, which stay in a core's cache."""
+
+COLUMNS_OF_BLOCK = 1024
+"""So many columns of four tokens fill half of a first-level cache, and so many products of int8 weights with int16
+values add up in eight lanes of int32: ``1024 / 8 · 127 · 32767 < 2**31``."""
+
+LARGEST_CODE = 32767
+"""Of values in int16."""
+
+GROUPS = (32, 128)
+"""Columns of int4 weights that may share a scale."""
+
+JOB = np.dtype([
+    ("next", np.int64),
+    ("groups", np.int64),
+    ("experts", np.int64),
+    ("rows", np.int64),
+    ("columns", np.int64),
+    ("entries", np.int64),
+    ("value_stride", np.int64),
+    ("active", np.int64),
+    ("offsets", np.int64),
+    ("weights", np.int64),
+    ("weight_scales", np.int64),
+    ("values", np.int64),
+    ("value_scales", np.int64),
+    ("bias", np.int64),
+    ("result", np.int64),
+])  # fmt: skip
+"""What the threads share: sizes, and addresses of contiguous arrays.
+
+``next`` is the block that is taken next. ``active`` int64 ``[groups]`` are the experts that have entries, ``offsets``
+int64 ``[experts + 1]`` says which. ``weights`` ``[experts, rows, columns]``, ``values`` ``[entries, value_stride]``,
+``bias`` float32 ``[experts, rows]`` or 0, ``result`` float32 ``[entries, rows]``. For int8 weights, ``weight_scales``
+are float32 ``[experts, rows]``, for int4 ones bfloat16 ``[experts, rows, columns / group]``; ``value_scales`` float32
+``[entries]`` go with both.
+"""
+
+
+def run_job(kind: str, num_threads: int, **fields: int) -> None:
+    """Fill a `JOB` and let the threads work on it.
+
+    Args:
+        kind: of the weights: ``"float32"``, ``"bfloat16"``, ``"int8"``, ``"int4-32"`` or ``"int4-128"``.
+        num_threads: how many.
+        fields: those of `JOB` that are not 0.
+    """
+    job = np.zeros(1, JOB)
+    for name, value in fields.items():
+        job[name] = value
+    run_on_crew(_compiled(kind), job.ctypes.data, num_threads)
+
+
+@njit(nogil=True, cache=True)
+def quantise_values(values: Numbers, codes: Numbers, scales: Numbers) -> None:
+    """Each row of `values` as ``scale · code`` in int16; columns that only `codes` has become 0."""
+    columns = values.shape[1]
+    for entry in range(len(values)):
+        highest = np.float32(0)
+        for column in range(columns):
+            highest = max(highest, abs(values[entry, column]))
+        scales[entry] = highest / np.float32(LARGEST_CODE)
+        inverse = np.float32(LARGEST_CODE) / highest if highest > 0 else np.float32(0)
+        for column in range(columns):
+            codes[entry, column] = np.int16(np.rint(values[entry, column] * inverse))
+        codes[entry, columns:] = 0
+
+
+@njit(nogil=True, cache=True)
+def _multiply_block(
+    job: Any,
+    expert: int,
+    first: int,
+    last: int,
+    weights: Numbers,
+    values: Numbers,
+    scales: Numbers,
+    group: int,
+) -> None:
+    """A block of rows of one expert times its entries, four at a time while the rows are in the cache."""
+    group = literally(group)
+    rows, columns, stride = job.rows, job.columns, job.value_stride
+    offsets = carray(array_at(job.offsets), job.experts + 1, np.int64)
+    result = carray(array_at(job.result), (job.entries, rows), np.float32)
+    packed = 4 if group else 1
+    scale_stride = columns // group if group else 0
+    scale_base = expert * rows * scale_stride
+    begin, end = offsets[expert], offsets[expert + 1]
+    result[begin:end, first:last] = 0
+    for left in range(0, columns, COLUMNS_OF_BLOCK):
+        width = min(COLUMNS_OF_BLOCK, columns - left)
+        weight, row = (expert * rows * columns + left) // packed, columns // packed
+        scale = scale_base + left // group if group else 0
+        for entry in range(begin, end, 4):
+            value, sums = entry * stride + left, entry * rows
+            # fmt: off
+            if end - entry >= 4:
+                multiply_strip(4, group, first, last, width, weights, weight, row, values, value, stride,
+                               result, sums, rows, scales, scale, scale_stride)
+            elif end - entry == 3:
+                multiply_strip(3, group, first, last, width, weights, weight, row, values, value, stride,
+                               result, sums, rows, scales, scale, scale_stride)
+            elif end - entry == 2:
+                multiply_strip(2, group, first, last, width, weights, weight, row, values, value, stride,
+                               result, sums, rows, scales, scale, scale_stride)
+            else:
+                multiply_strip(1, group, first, last, width, weights, weight, row, values, value, stride,
+                               result, sums, rows, scales, scale, scale_stride)
+            # fmt: on
+
+
+@njit(nogil=True, cache=True)
+def _finish_block(job: Any, expert: int, first: int, last: int, scaled: bool, scaled_rows: bool) -> None:
+    """Undo the scales of values and rows, and add the bias."""
+    offsets = carray(array_at(job.offsets), job.experts + 1, np.int64)
+    result = carray(array_at(job.result), (job.entries, job.rows), np.float32)
+    if scaled:
+        value_scales = carray(array_at(job.value_scales), job.entries, np.float32)
+        row_scales = carray(array_at(job.weight_scales), (job.experts, job.rows), np.float32)
+        for entry in range(offsets[expert], offsets[expert + 1]):
+            for row in range(first, last):
+                factor = row_scales[expert, row] if scaled_rows else np.float32(1)
+                result[entry, row] *= value_scales[entry] * factor
+    if job.bias:
+        bias = carray(array_at(job.bias), (job.experts, job.rows), np.float32)
+        for entry in range(offsets[expert], offsets[expert + 1]):
+            for row in range(first, last):
+                result[entry, row] += bias[expert, row]
+
+
+@njit(nogil=True, cache=True)
+def _take_block(address: Any, job: Any) -> tuple[int, int, int]:
+    """The next expert and its rows; expert -1 when nothing is left."""
+    blocks = (job.rows + ROWS_OF_BLOCK - 1) // ROWS_OF_BLOCK
+    taken: int = take_next(address)
+    if taken >= job.groups * blocks:
+        return -1, 0, 0
+    active = carray(array_at(job.active), job.groups, np.int64)
+    first = taken % blocks * ROWS_OF_BLOCK
+    return active[taken // blocks], first, min(first + ROWS_OF_BLOCK, job.rows)
+
+
+def _float32_work(address: Any) -> None:
+    job = carray(address, 1, JOB)[0]
+    weights = carray(array_at(job.weights), job.experts * job.rows * job.columns, np.float32)
+    values = carray(array_at(job.values), job.entries * job.value_stride, np.float32)
+    expert, first, last = _take_block(address, job)
+    while expert >= 0:
+        _multiply_block(job, expert, first, last, weights, values, weights, 0)
+        _finish_block(job, expert, first, last, False, False)
+        expert, first, last = _take_block(address, job)
+
+
+def _bfloat16_work(address: Any) -> None:
+    job = carray(address, 1, JOB)[0]
+    weights = carray(array_at(job.weights), job.experts * job.rows * job.columns, np.uint16)
+    values = carray(array_at(job.values), job.entries * job.value_stride, np.float32)
+    expert, first, last = _take_block(address, job)
+    while expert >= 0:
+        _multiply_block(job, expert, first, last, weights, values, weights, 0)
+        _finish_block(job, expert, first, last, False, False)
+        expert, first, last = _take_block(address, job)
+
+
+def _int8_work(address: Any) -> None:
+    job = carray(address, 1, JOB)[0]
+    weights = carray(array_at(job.weights), job.experts * job.rows * job.columns, np.int8)
+    values = carray(array_at(job.values), job.entries * job.value_stride, np.int16)
+    expert, first, last = _take_block(address, job)
+    while expert >= 0:
+        _multiply_block(job, expert, first, last, weights, values, weights, 0)
+        _finish_block(job, expert, first, last, True, True)
+        expert, first, last = _take_block(address, job)
+
+
+@njit(nogil=True, cache=True)
+def _int4_blocks(address: Any, job: Any, group: int) -> None:
+    group = literally(group)
+    weights = carray(array_at(job.weights), job.experts * job.rows * job.columns // 4, np.int16)
+    scales = carray(array_at(job.weight_scales), job.experts * job.rows * (job.columns // group), np.uint16)
+    values = carray(array_at(job.values), job.entries * job.value_stride, np.int16)
+    expert, first, last = _take_block(address, job)
+    while expert >= 0:
+        _multiply_block(job, expert, first, last, weights, values, scales, group)
+        _finish_block(job, expert, first, last, True, False)
+        expert, first, last = _take_block(address, job)
+
+
+def _int4_32_work(address: Any) -> None:
+    _int4_blocks(address, carray(address, 1, JOB)[0], 32)
+
+
+def _int4_128_work(address: Any) -> None:
+    _int4_blocks(address, carray(address, 1, JOB)[0], 128)
+
+
+_WORK = {
+    "float32": _float32_work,
+    "bfloat16": _bfloat16_work,
+    "int8": _int8_work,
+    "int4-32": _int4_32_work,
+    "int4-128": _int4_128_work,
+}
+
+
+@cache
+def _compiled(kind: str) -> Any:
+    """What a thread runs for a kind of weights, compiled when it is first wanted."""
+    return cfunc(types.void(types.voidptr), cache=True)(_WORK[kind])

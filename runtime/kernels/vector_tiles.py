@@ -1,0 +1,307 @@
+"""Products of a few rows of weights with a few tokens, kept in vector registers, to be called from Numba.
+
+A tile multiplies R rows of a weight matrix with N tokens. Each weight is loaded and widened once for all N tokens,
+each token's value once for all R rows, and the R · N sums stay in registers until the columns are through. Numba's own
+vectoriser cannot be told to do that, so the inner loop is written in LLVM's vector types, which it translates for
+whatever processor there is.
+
+All arrays are flat and contiguous; rows and tokens are found by an offset and a stride in elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic as _intrinsic
+
+intrinsic: Any = _intrinsic
+"""Untyped, because compiled code calls an intrinsic without its first argument."""
+
+LANES = 8
+"""float32 numbers of a vector: what AVX2 has, and what others put together from halves."""
+
+INT = ir.IntType(64)
+FLOAT = ir.FloatType()
+FLOATS = ir.VectorType(FLOAT, LANES)
+INTS32 = ir.VectorType(ir.IntType(32), LANES)
+INTS16 = ir.VectorType(ir.IntType(16), 2 * LANES)
+FUSED = ("contract",)
+
+ROWS = {1: 4, 2: 4, 3: 4, 4: 3}
+"""Rows of a tile by its tokens: so many that their sums fill twelve of sixteen registers, or memory sets the pace."""
+
+INT4_ROWS = {1: 4, 2: 2, 3: 1, 4: 1}
+"""The same for int4, where the unpacked codes of one row need registers too."""
+
+Step = Callable[[Any, list[Any]], list[Any]]
+"""What one turn over the columns makes of the sums: column, sums before, sums after."""
+
+
+@intrinsic(prefer_literal=True)
+def multiply_strip(
+    typing_context: Any,  # noqa: ARG001
+    tokens: Any,
+    group: Any,
+    first_row: Any,  # noqa: ARG001
+    last_row: Any,  # noqa: ARG001
+    columns: Any,  # noqa: ARG001
+    weights: Any,
+    weight: Any,  # noqa: ARG001
+    weight_stride: Any,  # noqa: ARG001
+    values: Any,
+    value: Any,  # noqa: ARG001
+    value_stride: Any,  # noqa: ARG001
+    sums: Any,
+    sum_at: Any,  # noqa: ARG001
+    sum_stride: Any,  # noqa: ARG001
+    scales: Any,
+    scale: Any,  # noqa: ARG001
+    scale_stride: Any,  # noqa: ARG001
+) -> Any:
+    """Add the products of rows ``[first_row, last_row)`` with a few tokens to their sums, tile by tile.
+
+    For ``r`` of these rows and ``t < tokens``, all offsets and strides in elements::
+
+        sums[sum_at + t · sum_stride + r] += Σ_c w(r, c) · values[value + t · value_stride + c]
+
+    over ``c < columns``, where ``w(r, c)`` depends on the dtype of `weights`:
+
+    - float32: ``weights[weight + r · weight_stride + c]``, with float32 values. Columns after the last multiple of 8
+      are left out.
+    - uint16: the same in bfloat16, with float32 values.
+    - int8: the same, with int16 values and a multiple of 16 columns; exact while the sums of every 16th column fit
+      into int32, see `runtime.kernels.expert_rows.COLUMNS_OF_BLOCK`.
+    - int16: int4 codes, packed as `runtime.expert_weights` says, times the bfloat16
+      ``scales[scale + r · scale_stride + c // group]``; int16 values, a multiple of `group` and of 64 columns.
+
+    `tokens`, at most 4, and `group`, the columns that share a scale, are literals.
+    """
+    if not isinstance(tokens, types.IntegerLiteral) or not isinstance(group, types.IntegerLiteral):
+        return None
+    rows = (INT4_ROWS if weights.dtype == types.int16 else ROWS)[tokens.literal_value]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = {
+            name: context.make_array(signature.args[place])(context, builder, arguments[place]).data
+            for name, place in (("weights", 5), ("values", 8), ("sums", 11), ("scales", 14))
+        }
+        token_starts = _starts(builder, data["values"], arguments[9], arguments[10], tokens.literal_value)
+
+        def tile(row: Any, height: int) -> None:
+            begin = builder.add(arguments[6], builder.mul(row, arguments[7]))
+            row_starts = _starts(builder, data["weights"], begin, arguments[7], height)
+            if weights.dtype == types.int8:
+                kind, step_columns, step = INTS32, 2 * LANES, _int8_step(builder, row_starts, token_starts)
+            elif weights.dtype == types.int16:
+                begin = builder.add(arguments[15], builder.mul(row, arguments[16]))
+                scale_starts = _starts(builder, data["scales"], begin, arguments[16], height)
+                size = group.literal_value
+                kind, step_columns = FLOATS, max(size, 64)
+                step = _int4_step(builder, row_starts, token_starts, scale_starts, size)
+            else:
+                load = _load_float32 if weights.dtype == types.float32 else _load_bfloat16
+                kind, step_columns, step = FLOATS, LANES, _float_step(builder, row_starts, token_starts, load)
+            count = height * tokens.literal_value
+            for place, total in enumerate(
+                _over_columns(builder, arguments[4], step_columns, kind, count, step)
+            ):
+                # Converted before the lanes are added: the sum of all may not fit into int32.
+                vector = builder.sitofp(total, FLOATS) if kind is INTS32 else total
+                t, r = divmod(place, height)
+                target = builder.add(arguments[12], builder.mul(arguments[13], INT(t)))
+                target = builder.gep(data["sums"], [builder.add(builder.add(target, row), INT(r))])
+                builder.store(builder.fadd(builder.load(target), _sum_lanes(builder, vector)), target)
+
+        count = builder.sub(arguments[3], arguments[2])
+        whole = builder.add(arguments[2], builder.mul(builder.sdiv(count, INT(rows)), INT(rows)))
+        strips = (
+            [(arguments[2], whole, rows), (whole, arguments[3], 1)] if rows > 1 else [(*arguments[2:4], 1)]
+        )
+        for start, stop, step in strips:
+            with cgutils.for_range_slice(builder, start, stop, INT(step)) as (row, _):
+                tile(row, step)
+        return context.get_dummy_value()
+
+    place = (types.int64, types.int64)
+    arguments = (weights, *place, values, *place, sums, *place, scales, *place)
+    return types.void(tokens, group, types.int64, types.int64, types.int64, *arguments), generate
+
+
+def _float_step(
+    builder: Any, row_starts: list[Any], token_starts: list[Any], load: Callable[..., Any]
+) -> Step:
+    def step(column: Any, before: list[Any]) -> list[Any]:
+        after = []
+        loaded = [load(builder, builder.gep(start, [column])) for start in row_starts]
+        for t, start in enumerate(token_starts):
+            value = _load_float32(builder, builder.gep(start, [column]))
+            for r, weight in enumerate(loaded):
+                product = builder.fmul(weight, value, flags=FUSED)
+                after.append(builder.fadd(product, before[t * len(loaded) + r], flags=FUSED))
+        return after
+
+    return step
+
+
+def _int8_step(builder: Any, row_starts: list[Any], token_starts: list[Any]) -> Step:
+    narrow = ir.VectorType(ir.IntType(8), 2 * LANES)
+
+    def step(column: Any, before: list[Any]) -> list[Any]:
+        after = []
+        loaded = [
+            builder.sext(_load(builder, builder.gep(start, [column]), narrow, 1), INTS16)
+            for start in row_starts
+        ]
+        for t, start in enumerate(token_starts):
+            value = _load(builder, builder.gep(start, [column]), INTS16, 2)
+            for r, weight in enumerate(loaded):
+                pairs = _multiply_and_add_pairs(builder, weight, value)
+                after.append(builder.add(before[t * len(loaded) + r], pairs))
+        return after
+
+    return step
+
+
+def _int4_step(
+    builder: Any, row_starts: list[Any], token_starts: list[Any], scale_starts: list[Any], group: int
+) -> Step:
+    def step(column: Any, before: list[Any]) -> list[Any]:
+        after = list(before)
+        for first in range(0, max(group, 64), group):
+            begin = builder.add(column, INT(first))
+            for r, (row, scales) in enumerate(zip(row_starts, scale_starts, strict=True)):
+                weights = _unpacked(builder, row, column, first, group)
+                scale = builder.load(builder.gep(scales, [builder.sdiv(begin, INT(group))]))
+                factor = _splat_value(builder, _widen_bfloat16(builder, scale))
+                for t, start in enumerate(token_starts):
+                    total = ir.Constant(INTS32, None)
+                    for part, weight in enumerate(weights):
+                        here = builder.gep(start, [builder.add(begin, INT(part * 2 * LANES))])
+                        pairs = _multiply_and_add_pairs(builder, weight, _load(builder, here, INTS16, 2))
+                        total = builder.add(total, pairs)
+                    product = builder.fmul(builder.sitofp(total, FLOATS), factor, flags=FUSED)
+                    place = t * len(row_starts) + r
+                    after[place] = builder.fadd(product, after[place], flags=FUSED)
+        return after
+
+    return step
+
+
+@intrinsic
+def array_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
+    """``array_at(address)``: an int64 as the pointer that `numba.carray` takes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def take_next(typing_context: Any, counter: Any) -> Any:  # noqa: ARG001
+    """``take_next(counter)``: the int64 at a pointer, which is one more for whoever asks next, on any thread."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        address = builder.bitcast(arguments[0], INT.as_pointer())
+        return builder.atomic_rmw("add", address, INT(1), "monotonic")
+
+    return types.int64(types.voidptr), generate
+
+
+def _starts(builder: Any, data: Any, offset: Any, stride: Any, count: int) -> list[Any]:
+    return [
+        builder.gep(data, [builder.add(offset, builder.mul(stride, INT(place)))]) for place in range(count)
+    ]
+
+
+def _over_columns(
+    builder: Any, columns: Any, step_columns: int, kind: Any, count: int, step: Step
+) -> list[Any]:
+    """`count` sums of a kind, carried from 0 through all whole steps that fit into the columns."""
+    end = builder.and_(columns, INT(-step_columns))
+    entry = builder.block
+    turn = builder.append_basic_block("columns")
+    done = builder.append_basic_block("columns_done")
+    zero = ir.Constant(kind, None)
+    builder.cbranch(builder.icmp_signed("<", INT(0), end), turn, done)
+    builder.position_at_end(turn)
+    column = builder.phi(INT)
+    before = [builder.phi(kind) for _ in range(count)]
+    after = step(column, before)
+    following = builder.add(column, INT(step_columns))
+    builder.cbranch(builder.icmp_signed("<", following, end), turn, done)
+    column.add_incoming(INT(0), entry)
+    column.add_incoming(following, turn)
+    for carried, value in zip(before, after, strict=True):
+        carried.add_incoming(zero, entry)
+        carried.add_incoming(value, turn)
+    builder.position_at_end(done)
+    results = []
+    for value in after:
+        result = builder.phi(kind)
+        result.add_incoming(zero, entry)
+        result.add_incoming(value, turn)
+        results.append(result)
+    return results
+
+
+def _load_float32(builder: Any, address: Any) -> Any:
+    return _load(builder, address, FLOATS, 4)
+
+
+def _load_bfloat16(builder: Any, address: Any) -> Any:
+    """bfloat16, seen as uint16, is the upper half of a float32."""
+    halves = _load(builder, address, ir.VectorType(ir.IntType(16), LANES), 2)
+    return builder.bitcast(builder.shl(builder.zext(halves, INTS32), _splat(INTS32, 16)), FLOATS)
+
+
+def _load(builder: Any, address: Any, kind: Any, align: int) -> Any:
+    return builder.load(builder.bitcast(address, kind.as_pointer()), align=align)
+
+
+def _splat(kind: Any, number: int) -> Any:
+    return ir.Constant(kind, [number] * kind.count)
+
+
+def _splat_value(builder: Any, value: Any) -> Any:
+    first = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, ir.Constant(FLOATS, ir.Undefined), ir.Constant(INTS32, None))
+
+
+def _widen_bfloat16(builder: Any, half: Any) -> Any:
+    word = ir.IntType(32)
+    return builder.bitcast(builder.shl(builder.zext(half, word), word(16)), FLOAT)
+
+
+def _unpacked(builder: Any, row: Any, column: Any, first: int, group: int) -> list[Any]:
+    """int16 weights of the columns from ``column + first``: four codes to a word, 16 words to 64 columns."""
+    unpacked = []
+    for begin in range(first, first + group, 2 * LANES):
+        block, quarter = divmod(begin, 64)
+        words = builder.gep(row, [builder.add(builder.sdiv(column, INT(4)), INT(16 * block))])
+        codes = _load(builder, words, INTS16, 2)
+        # Up to the top of the word, then down with the sign.
+        left = 12 - 4 * (quarter // (2 * LANES))
+        unpacked.append(builder.ashr(builder.shl(codes, _splat(INTS16, left)), _splat(INTS16, 12)))
+    return unpacked
+
+
+def _multiply_and_add_pairs(builder: Any, one: Any, other: Any) -> Any:
+    """int32 ``one[2i] · other[2i] + one[2i + 1] · other[2i + 1]``, in the form that LLVM knows as one instruction."""
+    wide = ir.VectorType(ir.IntType(32), 2 * LANES)
+    products = builder.mul(builder.sext(one, wide), builder.sext(other, wide))
+    undefined = ir.Constant(wide, ir.Undefined)
+    even = builder.shuffle_vector(products, undefined, ir.Constant(INTS32, list(range(0, 2 * LANES, 2))))
+    odd = builder.shuffle_vector(products, undefined, ir.Constant(INTS32, list(range(1, 2 * LANES, 2))))
+    return builder.add(even, odd)
+
+
+def _sum_lanes(builder: Any, vector: Any) -> Any:
+    reduce = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(FLOAT, [FLOAT, FLOATS]), f"llvm.vector.reduce.fadd.v{LANES}f32"
+    )
+    return builder.call(reduce, [ir.Constant(FLOAT, -0.0), vector], fastmath=("reassoc",))

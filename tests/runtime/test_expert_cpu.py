@@ -1,0 +1,145 @@
+"""Experts on the processor against the reference in float64.
+
+Tolerances: float32 sums of unit variance differ by at most 2e-5, bfloat16 results by half a unit of their last of 8
+bits beside that.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.expert_mlp import expert_mlp
+from runtime.kernels import thread_crew
+from runtime.kernels.registry import backends
+from tests.runtime.test_expert_mlp import ACTIVATIONS, PROBLEMS, Problem
+
+pytest.importorskip("numba")
+
+SUITED = st.builds(
+    Problem.draw,
+    sizes=st.lists(st.integers(0, 9), max_size=4),
+    width=st.integers(1, 5).map(lambda eighth: 8 * eighth),
+    inner=st.integers(1, 5).map(lambda eighth: 8 * eighth),
+    activation=st.sampled_from(ACTIVATIONS),
+    gated=st.booleans(),
+    biased=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
+def narrowed(problem: Problem, dtype: torch.dtype) -> tuple[dict[str, Any], torch.Tensor]:
+    """The problem in a narrower dtype, and the exact result of these narrower numbers."""
+    given = problem.torch(dtype)
+    exact = Problem(**{
+        name: value.double().numpy() if name not in ("offsets", "activation", "gated") and value is not None else value
+        for name, value in given.items()
+    })  # fmt: skip
+    exact.offsets = problem.offsets
+    return given, torch.from_numpy(exact.expected())
+
+
+@given(problem=SUITED)
+@settings(max_examples=60, deadline=None)
+def test_float32_equals_the_reference(problem: Problem) -> None:
+    given, expected = narrowed(problem, torch.float32)
+    result = expert_mlp(**given)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), expected, rtol=2e-5, atol=2e-5)
+
+
+@given(problem=SUITED)
+@settings(max_examples=60, deadline=None)
+def test_bfloat16_equals_the_reference_up_to_its_last_bit(problem: Problem) -> None:
+    given, expected = narrowed(problem, torch.bfloat16)
+    result = expert_mlp(**given)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=2e-5)
+
+
+@given(problem=PROBLEMS)
+@settings(max_examples=20, deadline=None)
+def test_any_width_is_computed(problem: Problem) -> None:
+    given, expected = narrowed(problem, torch.float32)
+    torch.testing.assert_close(expert_mlp(**given).double(), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_of_rows_columns_and_entries_join(dtype: torch.dtype) -> None:
+    # More rows than a block, more columns than one, more entries than are computed at once.
+    problem = Problem.draw([700, 3, 0, 500, 1, 2], 1160, 104, "silu", gated=True, biased=True, seed=0)
+    given, expected = narrowed(problem, dtype)
+    tolerance = 2**-8 if dtype == torch.bfloat16 else 2e-5
+    torch.testing.assert_close(expert_mlp(**given).double(), expected, rtol=tolerance, atol=1e-4)
+
+
+def test_weights_that_are_views_are_computed() -> None:
+    given = Problem.draw([2, 1], 16, 16, "relu", gated=False, biased=False, seed=0).torch(torch.float32)
+    turned = {name: given[name].transpose(1, 2).contiguous().transpose(1, 2) for name in ("up", "down")}
+    wide = torch.zeros(3, 20)
+    wide[:, 2:18] = given["values"]
+    result = expert_mlp(**{**given, **turned, "values": wide[:, 2:18]})
+    torch.testing.assert_close(result, expert_mlp(**given))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("with_openmp", [True, False])
+def test_any_number_of_threads_gives_the_same_bits(
+    num_threads: int, with_openmp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Problem.draw([3, 0, 9, 1], 64, 200, "gelu", gated=True, biased=True, seed=3).torch(torch.float32)
+    threads = torch.get_num_threads()
+    expected = expert_mlp(**given)
+    if not with_openmp:
+        monkeypatch.setattr(thread_crew, "_openmp_parallel", lambda: None)
+    try:
+        torch.set_num_threads(num_threads)
+        assert torch.equal(expert_mlp(**given), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_calls_from_several_threads_at_once_do_not_mix() -> None:
+    problems = [
+        Problem.draw([2, 5], 32, 64, "silu", True, False, seed).torch(torch.float32) for seed in range(4)
+    ]
+    expected = [expert_mlp(**problem) for problem in problems]
+    wrong: list[int] = []
+
+    def repeat(place: int) -> None:
+        results = [expert_mlp(**problems[place]) for _ in range(50)]
+        wrong.extend(place for result in results if not torch.equal(result, expected[place]))
+
+    threads = [threading.Thread(target=repeat, args=(place,)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_no_entries_and_no_experts_give_no_rows() -> None:
+    for sizes in ([], [0, 0]):
+        given = Problem.draw(sizes, 8, 8, "silu", gated=True, biased=True, seed=0).torch(torch.float32)
+        assert expert_mlp(**given).shape == (0, 8)
+
+
+def test_it_comes_first_for_tensors_on_the_processor() -> None:
+    given = Problem.draw([1], 8, 8, "silu", gated=True, biased=False, seed=0).torch(torch.float32)
+    arrays = [given[name] for name in ("values", "offsets", "up", "down")]
+    assert backends("expert_mlp", *arrays) == ["expert_cpu", "torch"]
+
+
+def test_infinity_and_nan_stay_in_their_entry() -> None:
+    given = Problem.draw([3], 16, 16, "relu", gated=False, biased=False, seed=0).torch(torch.float32)
+    clean = expert_mlp(**given)
+    given["values"][1, 3] = np.nan
+    result = expert_mlp(**given)
+    assert result[1].isnan().all()
+    assert torch.equal(result[[0, 2]], clean[[0, 2]])

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.errors import UsageError
+from runtime.expert_mlp import expert_mlp
+from runtime.expert_weights import QuantisedWeights, quantise_experts
+from tests.runtime.test_expert_cpu import narrowed
+from tests.runtime.test_expert_mlp import PROBLEMS, Problem
+
+pytest.importorskip("numba")
+
+FORMATS = [(8, 32), (4, 32), (4, 128)]
+
+
+def plain(weights: QuantisedWeights) -> Any:
+    """What the codes stand for, number by number from the layout's description."""
+    result = np.zeros(weights.shape, np.float64)
+    for expert, row, column in np.ndindex(*weights.shape):
+        if weights.bits == 8:
+            code = int(weights.codes[expert, row, column])
+            scale = weights.scales[expert, row]
+        else:
+            block, inside = divmod(column, 64)
+            quarter, word = divmod(inside, 16)
+            bits = int(weights.codes[expert, row, 16 * block + word]) >> (4 * quarter) & 15
+            code = bits - 16 if bits >= 8 else bits
+            scale = weights.scales[expert, row, column // weights.group]
+        result[expert, row, column] = code * float(scale)
+    return result
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+@given(columns=st.integers(1, 200), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=10, deadline=None)
+def test_the_layout_is_what_its_description_says(bits: int, group: int, columns: int, seed: int) -> None:
+    matrices = torch.from_numpy(np.random.default_rng(seed).standard_normal((2, 3, columns)))
+    weights = quantise_experts(matrices, bits=bits, group=group)
+    assert weights.shape == (2, 3, columns)
+    assert weights.padded >= columns
+    np.testing.assert_allclose(weights.dequantise().numpy(), plain(weights), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "group", "most"), [(8, 32, 0.008), (4, 32, 0.09), (4, 128, 0.105)])
+def test_normal_weights_lose_little(bits: int, group: int, most: float) -> None:
+    matrices = torch.randn(2, 64, 256, generator=torch.Generator().manual_seed(0))
+    weights = quantise_experts(matrices, bits=bits, group=group)
+    assert (weights.dequantise() - matrices).norm() / matrices.norm() < most
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_searched_scales_lose_no_more_than_the_largest_weights_scale(seed: int) -> None:
+    matrix = torch.from_numpy(np.random.default_rng(seed).standard_t(4, (8, 128))).float()
+    searched = (quantise_experts([matrix], bits=4, group=32).dequantise()[0] - matrix).square()
+    groups = matrix.reshape(-1, 32)
+    step = groups.abs().amax(1, keepdim=True) / 7
+    nearest = (groups / step).round() * step
+    lost = searched.reshape(-1, 32).sum(1)
+    assert (lost <= (nearest - groups).square().sum(1) * 1.05).all()
+    assert lost.sum() < 0.9 * (nearest - groups).square().sum()
+
+
+def test_zeros_and_powers_of_two_are_kept() -> None:
+    matrix = torch.tensor([[0.0] * 32, [0.25] * 31 + [-2.0], [1.0, -1.0] * 16, [1e-12] * 32])
+    for bits, group in FORMATS:
+        torch.testing.assert_close(
+            quantise_experts([matrix], bits=bits, group=group).dequantise()[0], matrix, rtol=1e-2, atol=0
+        )
+
+
+def test_matrices_are_taken_one_by_one() -> None:
+    drawn = []
+
+    def matrices() -> Any:
+        for number in range(3):
+            drawn.append(number)
+            yield torch.full((2, 32), float(number + 1), dtype=torch.bfloat16)
+
+    weights = quantise_experts(matrices())
+    assert drawn == [0, 1, 2]
+    torch.testing.assert_close(weights.dequantise()[2], torch.full((2, 32), 3.0), rtol=5e-3, atol=0)
+    assert weights.num_bytes == 3 * 2 * (32 + 2 * 2)
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+@given(problem=PROBLEMS)
+@settings(max_examples=20, deadline=None)
+def test_products_equal_those_of_the_dequantised_weights(bits: int, group: int, problem: Problem) -> None:
+    given, _ = narrowed(problem, torch.float32)
+    if len(problem.up) == 0:
+        return
+    quantised = {name: quantise_experts(given[name], bits=bits, group=group) for name in ("up", "down")}
+    result = expert_mlp(**{**given, **quantised})
+    # Values in 15 bits and a sign: an error of 2**-16 of the largest one, 40 times, through two products.
+    exact = {name: weights.dequantise().contiguous() for name, weights in quantised.items()}
+    expected = expert_mlp(**{**given, **exact}, backend="torch")
+    torch.testing.assert_close(result, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+def test_wide_matrices_do_not_overflow(bits: int, group: int) -> None:
+    ones = torch.ones(1, 16, 4096)
+    up, down = (quantise_experts(matrix, bits=bits, group=group) for matrix in (ones, ones.transpose(1, 2)))
+    values = torch.full((5, 4096), 2.0)
+    result = expert_mlp(values, torch.tensor([0, 5]), up, down, activation="linear", gated=False)
+    torch.testing.assert_close(result, torch.full((5, 4096), 4096 * 2.0 * 16), rtol=1e-2, atol=0)
+
+
+def test_bfloat16_values_stay_bfloat16() -> None:
+    given = Problem.draw([2, 1], 32, 32, "silu", gated=True, biased=True, seed=0).torch(torch.bfloat16)
+    quantised = {name: quantise_experts(given[name]) for name in ("up", "down")}
+    assert expert_mlp(**{**given, **quantised}).dtype == torch.bfloat16
+
+
+def test_what_cannot_be_quantised_says_why() -> None:
+    with pytest.raises(UsageError, match="not 5 bits in groups of 32"):
+        quantise_experts(torch.ones(1, 2, 32), bits=5)
+    with pytest.raises(UsageError, match="no expert to quantise"):
+        quantise_experts([])
+    with pytest.raises(UsageError, match=r"but \(3, 32\) follows"):
+        quantise_experts([torch.ones(2, 32), torch.ones(3, 32)])
+    weights = quantise_experts(torch.ones(1, 32, 32))
+    values, offsets = torch.ones(1, 32), torch.tensor([0, 1])
+    with pytest.raises(UsageError, match="both up and down"):
+        expert_mlp(values, offsets, weights, torch.ones(1, 32, 32), activation="relu", gated=False)
+    with pytest.raises(UsageError, match="no gradients"):
+        expert_mlp(values.requires_grad_(), offsets, weights, weights, activation="relu", gated=False)
