@@ -26,7 +26,8 @@ def gather(values: Array, dispatch: Dispatch) -> Array:
     """The value of each entry's row, unit by unit: ``[num_rows, …]`` to ``[entries, …]``."""
     if len(values) != dispatch.num_rows:
         raise UsageError(f"there are {len(values)} values for {dispatch.num_rows} rows")
-    gathered: Array = values[dispatch.rows]
+    # Indexing does the same, with a backward that is many times slower.
+    gathered: Array = values.index_select(0, dispatch.rows) if is_tensor(values) else values[dispatch.rows]
     return gathered
 
 

@@ -24,12 +24,12 @@ def eighths(data: st.DataObject, *shape: int) -> np.ndarray[Any, Any]:
 
 
 def on(backend: str, array: Any) -> Any:
-    if backend != "torch":
+    if backend not in ("torch", "numba_tensors"):
         return array
     return array.torch() if isinstance(array, SparseActivations) else torch.from_numpy(array)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "numba_tensors"])
 @given(activations=st.from_type(SparseActivations), data=st.data())
 def test_combine_weighs_and_adds_entries_to_their_rows(
     backend: str, activations: SparseActivations, data: st.DataObject

@@ -13,7 +13,7 @@ from runtime.dispatch import Dispatch, dispatch, transpose
 from runtime.errors import UsageError
 from runtime.kernels.reference import row_dtype
 
-BACKENDS = ["reference", "numba", "torch"]
+BACKENDS = ["reference", "numba", "torch", "numba_tensors"]
 capacities = st.none() | st.integers(0, 4)
 
 
@@ -35,7 +35,7 @@ def by_definition(
 
 
 def on(backend: str, activations: SparseActivations) -> SparseActivations:
-    return activations.torch() if backend == "torch" else activations
+    return activations.torch() if backend in ("torch", "numba_tensors") else activations
 
 
 def entries_of(result: Dispatch) -> list[list[tuple[int, float, int]]]:
@@ -130,3 +130,11 @@ def test_rows_become_int64_where_int32_ends(num_rows: int) -> None:
     units = np.zeros(0, np.int32)
     assert row_dtype(units, num_rows) == np.int64
     assert row_dtype(units, 2**31 - 1) == np.int32
+
+
+def test_compiled_dispatch_of_tensors_keeps_the_gradients_of_weights() -> None:
+    weights = torch.tensor([1.0, 2.0], requires_grad=True)
+    activations = SparseActivations(torch.tensor([0, 1, 2]), torch.tensor([1, 0]), weights, 2)
+    transpose(activations, backend="numba_tensors").weights.sum().backward()
+    assert weights.grad is not None
+    assert weights.grad.tolist() == [1.0, 1.0]
