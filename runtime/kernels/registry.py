@@ -73,6 +73,9 @@ class Backend:
 
 CATALOGUE = (
     Backend(
+        "expert_cpu", "runtime.kernels.expert_cpu", "torch", packages=("torch", "numba"), devices=("cpu",)
+    ),
+    Backend(
         "grouped_mm",
         "runtime.kernels.expert_cuda",
         "torch",
