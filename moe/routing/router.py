@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -22,12 +23,15 @@ class Tokens:
             caller does not say.
         ids: int64 ``[tokens]``, vocabulary ids.
         tasks: int64 ``[tokens]``, the task of each token.
+        classes: int64 ``[tokens]``, the super-class of each token's sequence, for a router that is taught it;
+            -100 where it is not known.
     """
 
     hidden: Tensor
     sequences: Tensor | None = None
     ids: Tensor | None = None
     tasks: Tensor | None = None
+    classes: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,11 +59,13 @@ class Router(torch.nn.Module):
     Attributes:
         num_experts: experts to choose from.
         width: of the hidden states; None where they do not matter.
-        is_causal: whether the experts of a token depend on nothing that comes after it. What is not causal has
-            no place in a decoder.
+        is_causal: whether the experts of a token depend on nothing that comes after it when the model is used.
+            What is not causal has no place in a decoder.
+        looks_ahead: for one that is not causal, what it looks at, as half a sentence.
     """
 
     is_causal = True
+    looks_ahead = ""
 
     def __init__(self, num_experts: int, width: int | None = None) -> None:
         super().__init__()
@@ -88,6 +94,57 @@ class Router(torch.nn.Module):
     @abstractmethod
     def route(self, tokens: Tokens) -> Routing:
         """What `forward` returns; called with autocast off and hidden states of the right shape."""
+
+
+def require_causal(router: Router) -> None:
+    """Refuse a router that cannot be used in a decoder.
+
+    Raises:
+        UsageError: what it decides for a token depends on tokens after it, which do not exist yet when a
+            decoder generates, so that training would leak the future and generation would route otherwise.
+    """
+    if not router.is_causal:
+        raise UsageError(
+            f"{type(router).__name__} {router.looks_ahead}, later tokens included, which a decoder does not have "
+            "when it generates; use a token-choice router such as top_k there, or this one in an encoder"
+        )
+
+
+def require_top_k(top_k: int, num_experts: int) -> int:
+    """`top_k` itself.
+
+    Raises:
+        UsageError: it is not a whole number from 1 to `num_experts`.
+    """
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= num_experts:
+        raise UsageError(
+            f"top_k is {top_k!r}, but a token can go to 1 to {num_experts} of {num_experts} experts"
+        )
+    return top_k
+
+
+def require_capacity_factor(factor: float | None) -> float | None:
+    """`factor` itself.
+
+    Raises:
+        UsageError: it is neither None nor a finite number above 0.
+    """
+    if factor is not None and not 0 < factor < math.inf:
+        raise UsageError(f"the capacity factor is {factor}, but must be above 0, or None to drop nothing")
+    return factor
+
+
+def capacity_of(factor: float | None, entries: int, num_experts: int) -> int | None:
+    """``⌈factor · entries / num_experts⌉``, or None for no `factor`."""
+    if factor is None:
+        return None
+    # 1.1 · 10 / 11 is a little more than 1 in binary, and would become 2.
+    return math.ceil(factor * entries / num_experts - 1e-9)
+
+
+def renormalised(weights: Tensor) -> Tensor:
+    """Each row of ``[tokens, k]`` divided by its sum; a row of zeros stays one."""
+    return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def of_tokens(tokens: Tokens, name: str, router: str) -> Tensor:
