@@ -10,6 +10,7 @@ import typer
 
 import evals.cli
 import evals.search_bench.cli
+import moe.cli
 import retrieval.cli
 import serving.cli
 from runtime.errors import LexpertError
@@ -51,6 +52,7 @@ app.command("search")(retrieval.cli.search)
 app.command("encode")(retrieval.cli.encode)
 app.add_typer(evals.cli.app, name="eval")
 app.add_typer(evals.search_bench.cli.app, name="bench")
+app.add_typer(moe.cli.app, name="moe")
 app.command("serve")(serving.cli.serve)
 
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from runtime.errors import UsageError
 
 MethodName = Literal["copy", "noise", "drop", "granular", "split"]
-RouterName = Literal["random", "hidden-means", "clusters"]
+RouterName = Literal["random", "hidden-means", "clusters", "gates"]
 SplitBy = Literal["clusters", "contiguous"]
 
 
@@ -21,7 +21,8 @@ class UpcyclePlan:
         top_k: experts that a token is sent to.
         layers: ``all``, ``every-other`` (the second, fourth, …), ``last:N``, or numbers from 0 such as ``1,3,5``.
         method: how a feed-forward block becomes experts; a file of ``moe/upcycle/methods`` each.
-        router: how the router starts; a file of ``moe/upcycle/router_init`` each.
+        router: how the router starts; a file of ``moe/upcycle/router_init`` each. By default random, and for a
+            split block ``gates``, the mean gates of the neurons of each expert.
         noise: standard deviation of the noise, as a share of the standard deviation of each tensor (noise).
         drop: share of the inner dimension that is drawn anew in each expert (drop).
         granularity: slices that the feed-forward block is cut into (granular).
@@ -38,7 +39,7 @@ class UpcyclePlan:
     top_k: int = 2
     layers: str = "all"
     method: MethodName = "copy"
-    router: RouterName = "random"
+    router: RouterName | None = None
     noise: float = 0.01
     drop: float = 0.5
     granularity: int = 2
@@ -56,11 +57,16 @@ class UpcyclePlan:
             )
         for option, value, known in (
             ("method", self.method, get_args(MethodName)),
-            ("router", self.router, get_args(RouterName)),
+            ("router", self.starting_router, get_args(RouterName)),
             ("split_by", self.split_by, get_args(SplitBy)),
         ):
             if value not in known:
                 raise UsageError(f"there is no {option} {value!r}; choose one of {', '.join(known)}")
+        if (self.starting_router == "gates") != (self.method == "split"):
+            raise UsageError(
+                f"router {self.starting_router} does not go with method {self.method}: the experts of a split block "
+                "are found by the gates of their neurons (router gates), and no others are"
+            )
         if not 0 <= self.drop <= 1:
             raise UsageError(f"drop is a share from 0 to 1, got {self.drop:g}")
         if not 0 <= self.noise < float("inf"):
@@ -69,6 +75,10 @@ class UpcyclePlan:
             raise UsageError(f"granularity must be at least 1, got {self.granularity}")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+
+    @property
+    def starting_router(self) -> RouterName:
+        return self.router or ("gates" if self.method == "split" else "random")
 
     def sparse_layers(self, num_layers: int) -> list[int]:
         """The layers that get experts, ascending, of a model with `num_layers`.

@@ -8,7 +8,7 @@ ever left behind silently.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,6 +54,9 @@ class LeaveOut:
     reason: str
     only_zero: bool = False
 
+    def matches(self, name: str) -> bool:
+        return re.fullmatch(self.pattern, name) is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -77,9 +80,12 @@ class FeedForward:
 
     Attributes:
         parts: at least ``up`` and ``down``.
+        module: name, with ``{layer}``, of the module of the dense model whose first argument is the block's
+            input, ``[sequences, tokens, width]``.
     """
 
     parts: Mapping[PartName, Part]
+    module: str
 
     def sources(self, layer: int) -> list[str]:
         """Names of the dense parameters of one layer, each once, in the order of the parts."""
@@ -158,6 +164,10 @@ class Architecture:
             taken.
         left_out: parameters that no sparse checkpoint needs.
         auto_class: the class of transformers that loads both, which gives ``logits`` or a last hidden state.
+        complete: whether the checkpoint must hold every parameter of `auto_class`, tied ones aside.
+        prefix: start of the names of all parameters but the head's.
+        bare: rules for a folder of the model without its head, whose names lack the prefix; None where such a
+            folder has no rules of its own.
     """
 
     model_type: str
@@ -166,3 +176,11 @@ class Architecture:
     targets: tuple[Target, ...]
     left_out: tuple[LeaveOut, ...] = ()
     auto_class: str = "AutoModelForCausalLM"
+    complete: bool = True
+    prefix: str = ""
+    bare: Architecture | None = None
+
+    def of_folder(self, names: Iterable[str]) -> Architecture:
+        """These rules, or `bare` where none of the folder's parameters has the prefix."""
+        has_prefix = any(name.startswith(self.prefix) for name in names)
+        return self if has_prefix or self.bare is None else self.bare

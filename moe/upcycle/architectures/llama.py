@@ -1,0 +1,22 @@
+"""Llama: to Mixtral, or to Qwen2-MoE where some layers stay dense or queries, keys and values have biases."""
+
+from __future__ import annotations
+
+from moe.upcycle.architectures.llama_block import COPIES, FEED_FORWARD, LEFT_OUT
+from moe.upcycle.rules import Architecture, LeaveOut
+from moe.upcycle.targets import mixtral, qwen2_moe
+
+ARCHITECTURE = Architecture(
+    model_type="llama",
+    copies=COPIES,
+    feed_forward=FEED_FORWARD,
+    targets=(mixtral.TARGET, qwen2_moe.TARGET),
+    left_out=(
+        *LEFT_OUT,
+        LeaveOut(
+            r"model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.bias",
+            "experts of Mixtral and Qwen2-MoE have no biases",
+            only_zero=True,
+        ),
+    ),
+)

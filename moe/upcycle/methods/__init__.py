@@ -1,0 +1,1 @@
+"""How a feed-forward block becomes experts: a file each."""

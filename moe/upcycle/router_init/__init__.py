@@ -1,0 +1,1 @@
+"""How a router starts: a file each."""

@@ -1,0 +1,1 @@
+"""Architectures with experts, as transformers and others load them: a file each."""
