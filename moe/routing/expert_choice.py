@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from moe.routing.gate import Gate
-from moe.routing.router import Router, Routing, Tokens, capacity_of, require_capacity_factor
-from runtime.errors import UsageError
+from moe.routing.router import Router, Routing, Tokens, capacity_of, of_tokens, require_capacity_factor
+from runtime.activations import SparseActivations
+from runtime.errors import InputError, UsageError
 from runtime.regularizers import z_loss
 from runtime.select import TopK
 
@@ -19,22 +23,60 @@ class ExpertChoiceRouter(Router):
 
     Attributes:
         capacity_factor: c, the mean number of experts of a token.
+        per_sequence: whether experts choose within each sequence, C of its tokens each, so that what becomes of a
+            sequence does not depend on what else is in the batch. Needs `Tokens.sequences`.
     """
 
     is_causal = False
     looks_ahead = "lets each expert choose among all tokens of the batch"
 
-    def __init__(self, width: int, num_experts: int, *, capacity_factor: float = 1.0) -> None:
+    def __init__(
+        self, width: int, num_experts: int, *, capacity_factor: float = 1.0, per_sequence: bool = False
+    ) -> None:
         super().__init__(num_experts, width)
         if require_capacity_factor(capacity_factor) is None:
             raise UsageError("expert choice needs a capacity factor, the mean number of experts of a token")
         self.capacity_factor = capacity_factor
+        self.per_sequence = per_sequence
         self.gate = Gate(width, num_experts)
 
     def route(self, tokens: Tokens) -> Routing:
         logits = self.gate(tokens.hidden)
         scores = logits.softmax(1)
+        if self.per_sequence:
+            sequences = of_tokens(tokens, "sequences", "expert choice per sequence")
+            best = best_of_each_sequence(scores.detach(), sequences, self.capacity_factor)
+            gates = SparseActivations.from_mask(scores, best)
+            return Routing(gates, scores, {"z": z_loss(logits)}, int(best[:, 0].sum()))
         capacity = capacity_of(self.capacity_factor, len(scores), self.num_experts)
         # Without tokens there is nothing to choose from, and a capacity of 0 is no top-k.
         chosen = TopK(max(capacity or 0, 1))(scores.T.contiguous())
         return Routing(chosen.transpose(), scores, {"z": z_loss(logits)}, capacity)
+
+
+def best_of_each_sequence(scores: Tensor, sequences: Tensor, capacity_factor: float) -> Tensor:
+    """Of each sequence, the ``⌈c · its tokens / experts⌉`` tokens with the highest score for each expert.
+
+    Args:
+        scores: ``[tokens, experts]``; of equal ones the lower token is taken.
+        sequences: int64 ``[tokens]``, ascending.
+
+    Returns:
+        boolean ``[tokens, experts]``.
+
+    Raises:
+        InputError: a score is NaN.
+    """
+    if bool(scores.isnan().any()):
+        raise InputError(
+            "scores of experts are NaN, so that none is best; check the hidden states and weights"
+        )
+    _, number, length = sequences.unique_consecutive(return_inverse=True, return_counts=True)
+    capacity = (capacity_factor * length.double() / scores.shape[1] - 1e-9).ceil()  # as in `capacity_of`
+    # By sequence, and within it by score: a stable sort by the one of what is sorted by the other.
+    by_score = scores.argsort(dim=0, descending=True, stable=True)
+    ranked = by_score.gather(0, number[by_score].argsort(dim=0, stable=True))
+    start = length.cumsum(0) - length
+    rank = torch.arange(len(scores), device=scores.device) - start[number]
+    chosen = (rank < capacity[number])[:, None].expand(scores.shape)
+    return torch.zeros_like(chosen).scatter(0, ranked, chosen)
