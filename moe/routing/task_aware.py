@@ -13,7 +13,7 @@ from runtime.select import TopK
 
 
 class TaskAwareRouter(Router):
-    """Top-k of ``softmax(W [x; e_task])``, or of ``softmax(W e_task)`` (Kudugunta et al. 2021; Ma et al. 2018).
+    """Top-k of ``softmax(W [x; e_task])``, or of ``softmax(W e_task)`` (Gupta et al. 2022; Kudugunta et al. 2021).
 
     From the task alone, all tokens of a task share their experts, and a model for one task needs no others.
 

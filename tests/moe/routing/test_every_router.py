@@ -26,6 +26,7 @@ CASES = [(name, REQUIRED.get(name, {})) for name in sorted(ROUTERS)] + [
     ("top_k", {"scoring": "softmax_of_selected", "capacity_factor": 1.0}),
     ("top_k", {"sparse_mixer": 0.1, "renormalise": False}),
     ("switch", {"sparse_mixer": 0.1}),
+    ("expert_choice", {"per_sequence": True}),
     ("threshold", {"renormalise": True}),
     ("task_aware", {"num_tasks": 3, "task_only": True}),
     ("switch_and_mixture", {"num_groups": 2, "renormalise": True}),
