@@ -31,6 +31,13 @@ def count_units(indptr: Tensor, units: Tensor, num_units: int) -> Tensor:
     return torch.from_numpy(numba_cpu.count_units(indptr.numpy(), units.numpy(), num_units))
 
 
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    if _needs_torch(scores):
+        return torch_backend.top_k(scores, k)
+    units, kept = numba_cpu.top_k(scores.detach().numpy(), k)
+    return torch.from_numpy(units), torch.from_numpy(kept)
+
+
 def combine(values: Tensor, rows: Tensor, weights: Tensor, num_rows: int) -> Tensor:
     if _needs_torch(values, weights):
         return torch_backend.combine(values, rows, weights, num_rows)

@@ -16,7 +16,7 @@ from runtime.kernels.registry import kernel
 from runtime.select import OutputMagnitude, Threshold, TopK, TopP
 
 LIBRARIES = ["numpy", "torch"]
-BACKENDS = ["reference", "numba", "torch"]
+BACKENDS = ["reference", "numba", "torch", "numba_tensors"]
 
 shapes = st.tuples(st.integers(0, 4), st.integers(1, 9))
 # Few distinct values, so that ties are the rule, and sums of which are exact.
@@ -58,7 +58,7 @@ def test_top_k_keeps_the_highest_and_breaks_ties_by_lower_unit(
 @given(scores=signed, data=st.data())
 def test_top_k_is_the_same_on_every_backend(backend: str, scores: NDArray[Any], data: st.DataObject) -> None:
     k = data.draw(st.integers(0, scores.shape[1]))
-    given_scores: Any = torch.from_numpy(scores) if backend == "torch" else scores
+    given_scores: Any = torch.from_numpy(scores) if backend in ("torch", "numba_tensors") else scores
     units, kept = kernel("top_k", given_scores, backend=backend)(given_scores, k)
     assert units.tolist() == [sorted(ranking(row)[:k]) for row in scores]
     np.testing.assert_array_equal(kept, np.take_along_axis(scores, np.asarray(units).astype(np.int64), 1))
