@@ -8,8 +8,11 @@ from moe.upcycle.rules import Architecture
 from runtime.errors import UsageError
 
 _HOMES = {
+    "bert": "moe.upcycle.architectures.bert",
+    "distilbert": "moe.upcycle.architectures.distilbert",
     "llama": "moe.upcycle.architectures.llama",
     "mistral": "moe.upcycle.architectures.mistral",
+    "modernbert": "moe.upcycle.architectures.modernbert",
     "qwen2": "moe.upcycle.architectures.qwen2",
     "qwen3": "moe.upcycle.architectures.qwen3",
 }
