@@ -22,6 +22,10 @@ MAY_IMPORT = {
 }
 """serving → evals → retrieval, moe → runtime; and nobody imports the command line."""
 
+REGISTRY_ENTRIES = {("retrieval/encoders/backbones.py", "moe.models")}
+"""The one way around: an encoder's model may have experts, and its model type names the module that registers it.
+That module is imported when such a folder is loaded, and nothing in retrieval knows what is in it."""
+
 OURS = {*MAY_IMPORT, "lexpert", "tests", "bench"}
 HEAVY = ("torch", "numba", "ray", "transformers", "matplotlib", "ir_measures", "ir_datasets")
 
@@ -61,6 +65,7 @@ def test_imports_point_downwards(package: str) -> None:
         for path in modules_of(package)
         for line, module in imported_modules(path)
         if module.partition(".")[0] in OURS - MAY_IMPORT[package]
+        and (path.relative_to(ROOT).as_posix(), module) not in REGISTRY_ENTRIES
     ]
     assert upward == []
 

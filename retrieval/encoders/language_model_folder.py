@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging as progress
 
+from retrieval.encoders.backbones import register_backbone
 from retrieval.encoders.fingerprint import VOCABULARY_FILES, holds_vocabulary
 from runtime.errors import FormatError
 
@@ -31,6 +32,7 @@ def load_language_model(folder: Path) -> Any:
             if pickled
             else f"{folder} has no model.safetensors; give a folder with the model's weights"
         )
+    register_backbone(folder)
     shown = progress.is_progress_bar_enabled()
     progress.disable_progress_bar()  # it has its own look, and ignores whether there is a terminal
     try:
