@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import evals.cli
+import evals.moe_bench.cli
 import evals.search_bench.cli
 import moe.cli
 import retrieval.cli
@@ -51,6 +52,7 @@ app.add_typer(retrieval.cli.index_app, name="index")
 app.command("search")(retrieval.cli.search)
 app.command("encode")(retrieval.cli.encode)
 app.add_typer(evals.cli.app, name="eval")
+evals.search_bench.cli.app.command("moe")(evals.moe_bench.cli.bench_moe)
 app.add_typer(evals.search_bench.cli.app, name="bench")
 app.add_typer(moe.cli.app, name="moe")
 app.command("serve")(serving.cli.serve)

@@ -1,0 +1,92 @@
+"""``lexpert bench moe``: layers of experts beside those of transformers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.errors import UsageError
+
+TOKENS = "1,4,16,64,256,2048"
+EXPERTS = "8/2,64/8"
+DTYPES = ("float32", "bfloat16")
+
+
+def bench_moe(
+    tokens: Annotated[str, typer.Option(help="Tokens of a batch, with commas between.")] = TOKENS,
+    experts: Annotated[
+        str, typer.Option(metavar="E/K,…", help="Experts, and how many a token goes to.")
+    ] = EXPERTS,
+    dtypes: Annotated[str, typer.Option(help="Of weights and hidden states.")] = ",".join(DTYPES),
+    width: Annotated[int, typer.Option(help="Of hidden states.")] = 1024,
+    inner: Annotated[int, typer.Option(help="Of one expert's hidden layer.")] = 2048,
+    rounds: Annotated[int, typer.Option(help="How often each execution runs, after a first time.")] = 9,
+    threads: Annotated[int | None, typer.Option(help="How many.  [default: one a core]")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw time by tokens.")] = None,
+) -> None:
+    """Layers of experts on our execution and on transformers' eager, batched_mm and grouped_mm, in turns.
+
+    Each time is held against the least that this machine allows, by bandwidth and speed measured in between. Peers in
+    float32 run at torch's precision settings medium and highest (as torch comes); ours does not depend on them.
+
+    Examples:
+
+        lexpert bench moe --plot experts.png
+
+        lexpert bench moe --tokens 1,16 --experts 64/8 --dtypes bfloat16 --json
+    """
+    shapes = [_pair(text) for text in experts.split(",")]
+    counts = [_number("--tokens", text) for text in tokens.split(",")]
+    chosen = [name.strip() for name in dtypes.split(",")]
+    for name in chosen:
+        if name not in DTYPES:
+            raise UsageError(f"--dtypes has {name!r}; choose from {', '.join(DTYPES)}")
+    sizes = {"--width": width, "--inner": inner, "--rounds": rounds, "--threads": threads}
+    for option, value in sizes.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{option} must be at least 1, got {value}")
+
+    from evals.moe_bench.comparison import Case, compare_layers
+    from evals.moe_bench.threads import torch_threads
+
+    cases = [Case(count, *shape, name) for name in chosen for shape in shapes for count in counts]
+    with torch_threads(threads):
+        found = compare_layers(cases, width=width, inner=inner, rounds=rounds)
+    if plot is not None:
+        from evals.moe_bench.picture import plot_layers
+
+        plot_layers(found, plot)
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    from rich.console import Console
+
+    from evals.moe_bench.report import print_layers
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    print_layers(found, console)
+    if plot is not None:
+        console.print(f"picture: {plot}", highlight=False)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    num_experts, slash, top_k = text.partition("/")
+    if not slash:
+        raise UsageError(f"--experts has {text!r}, but takes E/K such as 64/8")
+    pair = _number("--experts", num_experts), _number("--experts", top_k)
+    if pair[1] > pair[0]:
+        raise UsageError(f"--experts has {text!r}, but a token cannot go to {pair[1]} of {pair[0]} experts")
+    return pair
+
+
+def _number(option: str, text: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise UsageError(f"{option} has {text!r}, but takes numbers from 1")
+    return int(text)
