@@ -21,9 +21,10 @@ from retrieval.search.tiered import (
     TieredScratch,
     search_tiers,
 )
-from retrieval.search.top_k import sort_all
+from retrieval.search.top_k import MOST_ROWS, room_for, sort_best_first
 from retrieval.search.traversal import Traversal
 from runtime.activations import SparseActivations
+from runtime.errors import UsageError
 
 TOP_ENTRIES = 1 << 22
 """Results that are kept at a time; larger batches are searched in pieces."""
@@ -96,6 +97,10 @@ def search_batch(
     parts = [part for part in parts if part.share]
     rows = sum(part.segment.num_documents for part in parts)
     k = min(k, rows)
+    if parts and parts[-1].first_row + parts[-1].segment.num_documents > MOST_ROWS:
+        raise UsageError(
+            f"a search tells {MOST_ROWS:,} rows apart, but this index has more; split it into several"
+        )
     if not k:
         return [(np.zeros(0, np.float32), np.zeros(0, np.int64)) for _ in range(len(vectors))]
     if split_parts and threads > 1 and len(parts) > 1:
@@ -126,16 +131,17 @@ def _search_piece(
     counters: SearchCounters | None,
 ) -> list[Found]:
     queries = vectors.indptr, vectors.units, vectors.weights
+    keys = np.empty((len(vectors), room_for(k)), np.uint64)
+    sizes = np.zeros(len(vectors), np.int64)
     scores = np.empty((len(vectors), k), np.float32)
     rows = np.empty((len(vectors), k), np.int64)
-    sizes = np.zeros(len(vectors), np.int64)
     step = max(1, min(threads, len(vectors)))
 
     def search_share(first: int) -> None:
         own = scratch.tiered
         for part in parts:
             postings = part.segment.postings
-            share, top = (first, step), (scores, rows, sizes)
+            share, top = (first, step), (keys, sizes, k)
             if isinstance(postings, TieredPostings):
                 search_tiers(
                     postings,
@@ -155,7 +161,7 @@ def _search_piece(
                 )
             else:
                 search_windows(postings, part.first_row, part.allowed, queries, share, top, own.scores)
-        sort_all(scores, rows, sizes, first, step)
+        sort_best_first(keys, sizes, k, (first, step), scores, rows)
 
     if step == 1:
         search_share(0)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.index.window_postings import WindowPostings
-from retrieval.search.top_k import offer
+from retrieval.search.top_k import needed_score, offer
 
 
 def search_windows(
@@ -23,17 +23,17 @@ def search_windows(
     allowed: NDArray[np.bool_],
     queries: tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]],
     share: tuple[int, int],
-    top: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]],
+    top: tuple[NDArray[np.uint64], NDArray[np.int64], int],
     accumulators: NDArray[np.float32],
 ) -> None:
-    """Search one segment for a share of some queries, carrying heaps of the best so far.
+    """Search one segment for a share of some queries, carrying the best so far.
 
     Args:
         first_row: number of the segment's first row in the index.
         allowed: bool ``[documents]``, which may be results; empty means all.
         queries: ``indptr``, ``units`` (ascending in a row) and ``weights`` (> 0).
         share: the queries from the first of these two on, each so many-th as the second.
-        top: float32 scores and int64 rows ``[queries, k]``, int64 sizes ``[queries]``.
+        top: keys ``[queries, room]`` (see `top_k`), int64 ``[queries]`` how many there are, and `k`.
         accumulators: float32 ``[WINDOW_DOCUMENTS]``, all zeros, and again afterwards.
     """
     _search_windows(
@@ -72,13 +72,12 @@ def _search_windows(
     posting_impacts: NDArray[np.float32],
     allowed: NDArray[np.bool_],
     accumulators: NDArray[np.float32],
-    top_scores: NDArray[np.float32],
-    top_rows: NDArray[np.int64],
+    top_keys: NDArray[np.uint64],
     sizes: NDArray[np.int64],
+    k: int,
 ) -> None:
-    k = top_scores.shape[1]
     for query in range(first_query, len(indptr) - 1, query_step):
-        scores, rows, size = top_scores[query], top_rows[query], sizes[query]
+        keys, size = top_keys[query], sizes[query]
         for window in range(len(window_documents) - 1):
             terms_end = window_terms[window + 1]
             base, postings_end = window_postings[window], window_postings[window + 1]
@@ -105,12 +104,11 @@ def _search_windows(
             if not touched:
                 continue
             start = window_documents[window]
-            threshold = scores[0] if size == k else np.float32(0)
+            threshold = needed_score(keys, size, k)
             for document in range(window_documents[window + 1] - start):
                 score = accumulators[document]
                 accumulators[document] = 0
-                if score > threshold and (len(allowed) == 0 or allowed[start + document]):
-                    size = offer(scores, rows, size, score, first_row + start + document)
-                    if size == k:
-                        threshold = scores[0]
+                if score > 0 and score >= threshold and (len(allowed) == 0 or allowed[start + document]):
+                    size = offer(keys, size, k, score, first_row + start + document)
+                    threshold = needed_score(keys, size, k)
         sizes[query] = size

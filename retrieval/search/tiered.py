@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from retrieval.index.tiered_postings import GROUP_DOCUMENTS, TieredPostings
 from retrieval.index.window_postings import WINDOW_DOCUMENTS
-from retrieval.search.top_k import offer
+from retrieval.search.top_k import keep_best, needed_score, offer
 from runtime.kernels.prefetch import prefetch
 
 FULL = np.float32(64000)
@@ -52,7 +52,7 @@ BOUND_COST = 1 / 256
 IGNORED_COST = 0.5
 """How much ignoring as much as a result needs would cost, as a share of the query's postings: a proof that leaves
 out tiers has more documents to score. Found by trying."""
-POSTINGS_PER_SCORED, DOCUMENTS_PER_SCORED = 96, 192
+POSTINGS_PER_SCORED, DOCUMENTS_PER_SCORED = 144, 288
 """Scoring a document from its row takes about as long as adding up so many postings and looking at the scores of so
 many documents, in an exhaustive search."""
 DOCUMENTS_PER_FEW = 64
@@ -121,14 +121,12 @@ class TieredScratch:
         self.hits = np.zeros(MOST_TERMS + 2, np.int64)
         self.buffer = np.zeros(BUFFER, np.int64)
         self.buffer_sums = np.zeros(BUFFER, np.uint16)
-        self.other_scores = np.zeros(0, np.float32)
-        self.other_rows = np.zeros(0, np.int64)
+        self.other_keys = np.zeros(0, np.uint64)
 
-    def fit(self, postings: TieredPostings, k: int, candidates: int) -> None:
-        """Grow to what a segment, `k` results and the candidates for them need."""
-        if len(self.other_scores) < k:
-            self.other_scores = np.zeros(k, np.float32)
-            self.other_rows = np.zeros(k, np.int64)
+    def fit(self, postings: TieredPostings, room: int, candidates: int) -> None:
+        """Grow to what a segment, keys of results and the candidates for them need."""
+        if len(self.other_keys) < room:
+            self.other_keys = np.zeros(room, np.uint64)
         if len(self.buffer) < 4 * candidates:
             self.buffer = np.zeros(4 * candidates, np.int64)
             self.buffer_sums = np.zeros(4 * candidates, np.uint16)
@@ -143,7 +141,7 @@ def search_tiers(
     allowed_rows: NDArray[np.int64],
     queries: tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]],
     share: tuple[int, int],
-    top: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]],
+    top: tuple[NDArray[np.uint64], NDArray[np.int64], int],
     scratch: TieredScratch,
     *,
     mode: int,
@@ -152,7 +150,7 @@ def search_tiers(
     documents_per_result: int,
     counters: SearchCounters | None = None,
 ) -> None:
-    """Search one segment for a share of some queries, carrying heaps of the best so far.
+    """Search one segment for a share of some queries, carrying the best so far.
 
     Args:
         first_row: number of the segment's first row in the index.
@@ -160,7 +158,7 @@ def search_tiers(
         allowed_rows: the same as numbers, ascending, where they are few; else empty.
         queries: ``indptr``, ``units`` (ascending in a row) and ``weights`` (> 0).
         share: the queries from the first of these two on, each so many-th as the second.
-        top: float32 scores and int64 rows ``[queries, k]``, int64 sizes ``[queries]``.
+        top: keys ``[queries, room]`` (see `top_k`), int64 ``[queries]`` how many there are, and `k`.
         mode: `EXHAUSTIVE_MODE`, `EXACT_MODE` or `APPROXIMATE_MODE`.
         effort: share of the postings of a query's terms that an approximate search adds up, at least.
         candidates: about how many documents of the largest sums are scored; ≥ k.
@@ -211,8 +209,7 @@ def search_tiers(
         scratch.hits,
         scratch.buffer,
         scratch.buffer_sums,
-        scratch.other_scores,
-        scratch.other_rows,
+        scratch.other_keys,
         counts,
     )
     if counters is not None:
@@ -354,9 +351,9 @@ def _score_buffer(
     slots: NDArray[np.uint8],
     weights: NDArray[np.float32],
     hits: NDArray[np.int64],
-    top_scores: NDArray[np.float32],
-    top_rows: NDArray[np.int64],
+    keys: NDArray[np.uint64],
     size: int,
+    k: int,
     counts: NDArray[np.int64],
 ) -> int:
     for place in range(min(AHEAD, count)):
@@ -366,7 +363,7 @@ def _score_buffer(
             _prefetch_row(buffer[place + AHEAD], row_starts, row_terms, row_impacts)
         row = buffer[place]
         score = _score_row(row, row_starts, row_terms, row_impacts, step, slots, weights, hits)
-        size = offer(top_scores, top_rows, size, score, first_row + row)
+        size = offer(keys, size, k, score, first_row + row)
         counts[ROW_ENTRIES] += row_starts[row + 1] - row_starts[row]
     counts[SCORED] += count
     return size
@@ -386,14 +383,13 @@ def _search_exhaustively(
     posting_impacts: NDArray[Any],
     step: np.float32,
     allowed: NDArray[np.bool_],
-    top_scores: NDArray[np.float32],
-    top_rows: NDArray[np.int64],
+    keys: NDArray[np.uint64],
     size: int,
+    k: int,
     scores: NDArray[np.float32],
     counts: NDArray[np.int64],
 ) -> int:
     """Add up every posting, window by window, term by term."""
-    k = len(top_scores)
     for window in range(len(window_documents) - 1):
         base = window_postings[window]
         term = 0
@@ -411,16 +407,15 @@ def _search_exhaustively(
                 scores[posting_places[posting]] += weight * (step * np.float32(posting_impacts[posting]))
         start = window_documents[window]
         groups = (window_documents[window + 1] - start + GROUP_DOCUMENTS - 1) // GROUP_DOCUMENTS
-        threshold = top_scores[0] if size == k else np.float32(0)
+        threshold = needed_score(keys, size, k)
         for place in range(groups * GROUP_DOCUMENTS):
             score = scores[place]
             scores[place] = 0
             if score > 0 and score >= threshold:
                 row = start + place % groups * GROUP_DOCUMENTS + place // groups
                 if len(allowed) == 0 or allowed[row]:
-                    size = offer(top_scores, top_rows, size, score, first_row + row)
-                    if size == k:
-                        threshold = top_scores[0]
+                    size = offer(keys, size, k, score, first_row + row)
+                    threshold = needed_score(keys, size, k)
     counts[EXHAUSTIVE] += 1
     return size
 
@@ -598,9 +593,9 @@ def _search_queries(
     effort: float,
     candidates: int,
     documents_per_result: int,
-    top_scores: NDArray[np.float32],
-    top_rows: NDArray[np.int64],
+    top_keys: NDArray[np.uint64],
     sizes: NDArray[np.int64],
+    k: int,
     sums: NDArray[np.uint16],
     group_largest: NDArray[np.uint16],
     bounds: NDArray[np.uint16],
@@ -615,8 +610,7 @@ def _search_queries(
     hits: NDArray[np.int64],
     buffer: NDArray[np.int64],
     buffer_sums: NDArray[np.uint16],
-    other_scores: NDArray[np.float32],
-    other_rows: NDArray[np.int64],
+    other_keys: NDArray[np.uint64],
     counts: NDArray[np.int64],
 ) -> None:
     step, residual_step = steps[0], steps[1]
@@ -625,7 +619,7 @@ def _search_queries(
         counts[QUERIES] += 1
         of_query = query_units[indptr[query] : indptr[query + 1]]
         weights_of_query = query_weights[indptr[query] : indptr[query + 1]]
-        best_scores, best_rows, size = top_scores[query], top_rows[query], sizes[query]
+        keys, size = top_keys[query], sizes[query]
 
         # The query's terms in this segment, and what they can add up to at most.
         chosen, total_postings, place = 0, 0, 0
@@ -633,7 +627,7 @@ def _search_queries(
         is_scalable = mode != EXHAUSTIVE_MODE and len(of_query) <= MOST_TERMS
         are_few = mode != EXHAUSTIVE_MODE and 0 < len(allowed_rows) * DOCUMENTS_PER_FEW <= documents
         if mode == EXACT_MODE and not are_few:
-            is_scalable &= documents_per_result * top_scores.shape[1] <= documents
+            is_scalable &= documents_per_result * k <= documents
         if is_scalable:
             for entry in range(len(of_query)):
                 place = _lower_bound(units, of_query[entry], place)
@@ -657,11 +651,13 @@ def _search_queries(
         for entry in range(len(of_query)):
             heaviest = max(heaviest, weights_of_query[entry])
         is_scalable &= np.isfinite(scale) and scale > 0 and np.isfinite(heaviest * scale)
+        if mode == APPROXIMATE_MODE and not are_few:  # many results of few documents: exact, and sooner
+            scored = candidates * POSTINGS_PER_SCORED
+            is_scalable &= effort * total_postings / 2 + scored < total_postings + documents / 2
         if not is_scalable:
             sizes[query] = _search_exhaustively(
                 units, of_query, weights_of_query, first_row, window_documents, window_postings, term_runs,
-                run_starts, posting_places, posting_impacts, step, allowed, best_scores, best_rows, size, scores,
-                counts,
+                run_starts, posting_places, posting_impacts, step, allowed, keys, size, k, scores, counts,
             )  # fmt: skip
             continue
 
@@ -678,7 +674,7 @@ def _search_queries(
                     prefetch(row_starts, buffer[place])
                 size = _score_buffer(
                     buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits,
-                    best_scores, best_rows, size, counts,
+                    keys, size, k, counts,
                 )  # fmt: skip
         elif mode == APPROXIMATE_MODE:
             # 1. and 2. Scatter, and keep the documents that got most.
@@ -713,38 +709,34 @@ def _search_queries(
                     filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
             if filled > candidates:
                 filled, threshold = _keep_best(buffer, buffer_sums, filled, candidates, histogram)
-            if len(allowed) and filled < top_scores.shape[1]:  # too few of those that may be found were met
+            if len(allowed) and filled < k:  # too few of those that may be found were met
                 size = _search_exhaustively(
                     units, of_query, weights_of_query, first_row, window_documents, window_postings, term_runs,
-                    run_starts, posting_places, posting_impacts, step, allowed, best_scores, best_rows, size,
-                    scores, counts,
+                    run_starts, posting_places, posting_impacts, step, allowed, keys, size, k, scores, counts,
                 )  # fmt: skip
             else:
                 size = _score_buffer(
                     buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits,
-                    best_scores, best_rows, size, counts,
+                    keys, size, k, counts,
                 )  # fmt: skip
         else:
-            other_scores[:size] = best_scores[:size]
-            other_rows[:size] = best_rows[:size]
+            size = keep_best(keys, size, k)
+            other_keys[:size] = keys[:size]
             limit = total_postings // POSTINGS_PER_SCORED + documents // DOCUMENTS_PER_SCORED + 2 * candidates
             is_proved, proved_size = _prove(
                 candidates, limit, scale, chosen, total_postings,
                 first_row, window_documents, window_postings, term_runs, run_lengths, run_largest, run_starts,
                 posting_places, posting_impacts, row_starts, row_terms, row_impacts, residual_slots,
-                residual_starts, residuals, residual_step, step, allowed, allowed_rows, best_scores, best_rows,
-                size, sums, group_largest, bounds, found, slots, terms, weights, fixed, floats, histogram, hits,
-                buffer, counts,
+                residual_starts, residuals, residual_step, step, allowed, allowed_rows, keys, size, k, sums,
+                group_largest, bounds, found, slots, terms, weights, fixed, floats, histogram, hits, buffer, counts,
             )  # fmt: skip
             if is_proved:
                 size = proved_size
             else:
-                best_scores[:size] = other_scores[:size]
-                best_rows[:size] = other_rows[:size]
+                keys[:size] = other_keys[:size]
                 size = _search_exhaustively(
                     units, of_query, weights_of_query, first_row, window_documents, window_postings, term_runs,
-                    run_starts, posting_places, posting_impacts, step, allowed, best_scores, best_rows, size,
-                    scores, counts,
+                    run_starts, posting_places, posting_impacts, step, allowed, keys, size, k, scores, counts,
                 )  # fmt: skip
         for place in range(chosen):
             slots[terms[0, place]] = 0
@@ -840,9 +832,9 @@ def _prove(
     step: np.float32,
     allowed: NDArray[np.bool_],
     allowed_rows: NDArray[np.int64],
-    best_scores: NDArray[np.float32],
-    best_rows: NDArray[np.int64],
+    keys: NDArray[np.uint64],
     size: int,
+    k: int,
     sums: NDArray[np.uint16],
     group_largest: NDArray[np.uint16],
     bounds: NDArray[np.uint16],
@@ -862,9 +854,8 @@ def _prove(
     Window by window: first the documents whose sums are largest, so that what a result needs is known early; then
     all others that their sum, their group's bound and what is ignored do not exclude.
     """
-    k = len(best_scores)
     num_windows = len(window_documents) - 1
-    needed = best_scores[0] if size == k else np.float32(0)
+    needed = needed_score(keys, size, k)
     chosen_for = np.float32(-1)
     ignored, bound_scale = np.float32(0), np.float32(0)
     slack = np.float32(2 * chosen + 2)
@@ -900,16 +891,17 @@ def _prove(
                 scored += filled
                 size = _score_buffer(
                     buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits,
-                    best_scores, best_rows, size, counts,
+                    keys, size, k, counts,
                 )  # fmt: skip
                 filled = 0
         scored += filled
         size = _score_buffer(
-            buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits, best_scores,
-            best_rows, size, counts,
+            buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits, keys, size, k,
+            counts,
         )  # fmt: skip
         filled = 0
-        needed = best_scores[0] if size == k else np.float32(0)
+        size = keep_best(keys, size, k)
+        needed = needed_score(keys, size, k)
         if needed == 0 or scored > limit:
             sums[: groups * GROUP_DOCUMENTS] = 0
             return False, size
@@ -940,16 +932,18 @@ def _prove(
                     return False, size
                 size = _score_buffer(
                     buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits,
-                    best_scores, best_rows, size, counts,
+                    keys, size, k, counts,
                 )  # fmt: skip
                 filled = 0
-                needed = best_scores[0]
+                size = keep_best(keys, size, k)
+                needed = needed_score(keys, size, k)
         sums[: groups * GROUP_DOCUMENTS] = 0
         scored += filled
         size = _score_buffer(
-            buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits, best_scores,
-            best_rows, size, counts,
+            buffer, filled, first_row, row_starts, row_terms, row_impacts, step, slots, weights, hits, keys, size, k,
+            counts,
         )  # fmt: skip
         filled = 0
-        needed = best_scores[0]
+        size = keep_best(keys, size, k)
+        needed = needed_score(keys, size, k)
     return True, size

@@ -214,7 +214,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr(retrieval.index.merge, "TIERED_DOCUMENTS", 1)
     # Fewer settings: this is about what is passed on.
     monkeypatch.setattr(retrieval.search.calibrate, "EFFORTS", (0.05, 0.2, 0.6))
-    write_texts("corpus.jsonl", vectors_about_topics(1, 1200, 24))
+    write_texts("corpus.jsonl", vectors_about_topics(1, 6000, 24))
     write_texts("queries.jsonl", vectors_about_topics(3, 40, 8))
 
     def command(*arguments: str) -> tuple[int, str, str]:
@@ -242,9 +242,9 @@ def test_a_build_ends_with_calibration(run: Run) -> None:
     assert code == 0, error
     assert "calibrating" in error
     stats = json.loads(run("index", "stats", "idx", "--json")[1])
-    assert stats["calibration"]["documents"] == 1200
+    assert stats["calibration"]["documents"] == 6000
     assert not stats["calibration"]["held_back"]
-    assert "made queries on 1,200 documents" in run("index", "stats", "idx")[1]
+    assert "made queries on 6,000 documents" in run("index", "stats", "idx")[1]
     manifest = Path("idx/manifest.json").read_bytes()
     assert json.loads(manifest)["impacts"] == "uint8"
     # The same build again has nothing to do; one with other impacts is another.
@@ -268,7 +268,7 @@ def test_queries_that_were_held_back(run: Run) -> None:
     assert not json.loads(run("index", "stats", "idx", "--json")[1])["calibration"]["held_back"]
     code, table, _ = run("index", "calibrate", "idx", "--queries", "queries.jsonl")
     assert code == 0
-    assert "1,200 documents, 40 held-back queries" in table
+    assert "6,000 documents, 40 held-back queries" in table
     shown = [line.split()[:2] for line in table.splitlines()[2:]]
     found = json.loads(run("index", "calibrate", "idx", "--queries", "queries.jsonl", "--json")[1])
     assert [[f"{choice['target_recall']:.2f}", f"{choice['k']:,}"] for choice in found["choices"]] == shown
@@ -301,7 +301,7 @@ def test_a_build_that_ended_before_its_merges_and_calibration_is_finished(run: R
     assert not stats()["calibration"]
     code, built, error = run(*BUILD)
     assert code == 0, error
-    assert "continued idx: 1,200 documents" in built
+    assert "continued idx: 6,000 documents" in built
     assert not stats()["calibration"]["held_back"]
     assert "up to date" in run(*BUILD)[1]
     # Other queries measure anew.
