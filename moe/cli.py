@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moe.generation.cli import generate_command
 from runtime.errors import InputError, NotFoundError
 
 app = typer.Typer(
@@ -19,6 +20,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 CheckOption = Annotated[
     bool, typer.Option("--check/--no-check", help="Compare both models on a text before the folder appears.")
 ]
+
+app.command("generate")(generate_command)
 
 
 @app.command("upcycle")

@@ -9,13 +9,14 @@ from runtime.activations import SparseActivations
 from runtime.combine import combine, gather
 from runtime.dispatch import Dispatch, dispatch
 from runtime.expert_mlp import expert_mlp
+from runtime.expert_weights import QuantisedWeights
 
 
 def mix(
     hidden: Tensor,
     gates: SparseActivations,
-    up: Tensor,
-    down: Tensor,
+    up: Tensor | QuantisedWeights,
+    down: Tensor | QuantisedWeights,
     *,
     activation: str = "silu",
     gated: bool = True,
@@ -31,7 +32,7 @@ def mix(
         hidden: ``[tokens, width]``.
         gates: torch, ``[tokens, experts]``; gradients reach its weights.
         up: ``[experts, 2 · inner, width]`` when `gated`, the rows of the gate first, else
-            ``[experts, inner, width]``.
+            ``[experts, inner, width]``. `hidden` is converted to its dtype, unless it is quantised.
         down: ``[experts, width, inner]``.
         activation: a name of `runtime.expert_mlp`, as transformers has it.
         up_bias: ``[experts, 2 · inner]`` or ``[experts, inner]``.
@@ -42,8 +43,9 @@ def mix(
         ``[tokens, width]``, of the dtype of `hidden`; 0 for a token that no expert took.
     """
     routed = dispatch(gates, capacity)
+    values = hidden if isinstance(up, QuantisedWeights) else hidden.to(up.dtype)
     entries = expert_mlp(
-        gather(hidden.to(up.dtype), routed),
+        gather(values, routed),
         routed.offsets,
         up,
         down,

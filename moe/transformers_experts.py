@@ -22,6 +22,8 @@ from runtime.errors import UsageError
 from runtime.kernels.expert_activations import canonical_activation
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+QUANTISED = "lexpert_quantised"
+"""Where experts keep `QuantisedWeights` of both projections that stand in for their parameters."""
 
 
 def lexpert_experts_forward(
@@ -50,7 +52,8 @@ def lexpert_experts_forward(
             f"{type(experts).__name__} holds weights of {str(up.dtype).removeprefix('torch.')}, which "
             "experts_implementation='lexpert' cannot run; load the model with experts_implementation='eager'"
         )
-    if torch.compiler.is_compiling():
+    quantised = getattr(experts, QUANTISED, None)
+    if torch.compiler.is_compiling() and quantised is None:
         return mix_traced(experts, hidden_states, top_k_index, top_k_weights)
     gates = _gates(experts, top_k_index, top_k_weights)
     activation = plain_activation(experts)
@@ -60,8 +63,7 @@ def lexpert_experts_forward(
     return mix(
         hidden_states,
         gates,
-        up,
-        experts.down_proj,
+        *(quantised or (up, experts.down_proj)),
         activation=activation,
         gated=experts.has_gate,
         up_bias=up_bias,

@@ -1,0 +1,69 @@
+"""How the next token is chosen from logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.errors import InputError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Temperature, then top-k, then top-p (nucleus; Holtzman et al. 2020), as transformers orders them.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the highest logit, of equal ones the first.
+        top_k: only so many of the highest logits stay, and those equal to the last of them; None keeps all.
+        top_p: only the most probable tokens that together have this probability stay, at least one.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"the temperature is {self.temperature}, but must be 0 (greedy) or above")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top-k is {self.top_k}, but at least 1 token must stay")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top-p is {self.top_p}, but must be above 0 and up to 1")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """float32 ``[vocabulary]`` of the logits of one position, which sum to 1.
+
+        Raises:
+            InputError: logits are NaN.
+        """
+        logits = logits.float()
+        if bool(logits.isnan().any()):
+            raise InputError("the model gave NaN for the next token; its weights are damaged, or overflow")
+        if self.temperature == 0:
+            highest = torch.zeros_like(logits)
+            highest[logits.argmax()] = 1
+            return highest
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < len(logits):
+            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[-1], -math.inf)
+        if self.top_p < 1:
+            descending, order = logits.sort(descending=True, stable=True)
+            # What stands before a token decides whether it is still needed; the first always is.
+            before = descending.softmax(0).cumsum(0).roll(1)
+            before[0] = 0
+            logits = logits.index_fill(0, order[before >= self.top_p], -math.inf)
+        return logits.softmax(0)
+
+    def choose(self, logits: Tensor, random: torch.Generator) -> int:
+        """The id of the next token.
+
+        Args:
+            logits: ``[vocabulary]`` of the last position.
+            random: on the CPU, so that a seed gives the same tokens on every device.
+        """
+        if self.temperature == 0 and not bool(logits.isnan().any()):
+            return int(logits.argmax())
+        return int(torch.multinomial(self.probabilities(logits.cpu()), 1, generator=random))
