@@ -75,17 +75,16 @@ class Lexpert(Engine):
     ) -> Any:
         from retrieval.search.traversal import Traversal
 
-        if setting["mode"] != "approximate":
-            hits = self._index.search(queries, k, mode=setting["mode"], threads=threads, counters=counters)
-            return hits.ids, hits.scores
-        # What `effort` and `target_recall` come to, with the number of candidates given.
-        traversal = Traversal("approximate", setting["effort"], setting["candidates"])
-        found = self._index.search_vectors(queries, k, traversal, threads=threads, counters=counters)
-        return [self._index.ids(rows) for _, rows in found], [scores for scores, _ in found]
+        traversal = Traversal(setting["mode"])
+        if setting["mode"] == "approximate":
+            # What `effort` and `target_recall` come to, with the number of candidates given.
+            traversal = Traversal("approximate", setting["effort"], setting["candidates"])
+        # Numbers of documents, as peers return them; a document's id would be looked up from its number.
+        return self._index.search_vectors(queries, k, traversal, threads=threads, counters=counters)
 
     def hits(self, found: Any) -> Hits:
-        ids, scores = found
-        return np.array(ids[0], np.int64), np.asarray(scores[0], np.float64)
+        scores, rows = found[0]
+        return rows, scores.astype(np.float64)
 
     def search_together(self, queries: SparseActivations, k: int, setting: Options, threads: int) -> None:
         """Search a batch of queries on several threads."""
