@@ -15,12 +15,14 @@ from runtime.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from moe.experts import Experts
     from moe.layer import MoELayer
+    from moe.upcycle.convert import upcycle
 
-__all__ = ["Experts", "MoELayer"]
+__all__ = ["Experts", "MoELayer", "upcycle"]
 
 _HOMES = {
     "Experts": "moe.experts",
     "MoELayer": "moe.layer",
+    "upcycle": "moe.upcycle",
 }
 
 __getattr__ = lazy_exports(__name__, _HOMES)
