@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from retrieval.search.explain import Explanation, explain_score
 from retrieval.search.filters import Filter, check_filter, matching
 from retrieval.search.hits import Hits
 from retrieval.search.tiered import SearchCounters
-from retrieval.search.traversal import Traversal, choose_traversal
+from retrieval.search.traversal import Mode, Traversal, choose_traversal
 from runtime.activations import SparseActivations
 from runtime.cores import available_cores
 from runtime.errors import FormatError, NotFoundError, UsageError
@@ -69,7 +69,8 @@ class SparseIndex:
             encoder: for queries, instead of loading the one that the index names when the first text comes;
                 must have its fingerprint.
             warm: load the compiled search code now instead of with the first query: some tenths of a second,
-                once in a process, most of which Numba takes to start; once after an installation, compile it.
+                once in a process, most of which Numba takes to start; once after an installation, compile it. Some
+                documents are searched for, so that what every search reads is in memory.
 
         Raises:
             NotFoundError: no index there.
@@ -229,9 +230,12 @@ class SparseIndex:
         )
 
     def _warm(self) -> None:
-        """Search for something, whatever it is."""
-        units = max(self.manifest.num_units, 1)
-        self.search(SparseActivations.from_rows([([0], [1.0])], units), 1, threads=1)
+        """Search in every way for documents that are there, so that code, memory and the first pages are at hand."""
+        segments = [part.segment for part in self._all_parts if part.segment.num_documents]
+        rows: list[Any] = [segment.row(segment.num_documents // 2) for segment in segments]
+        vectors = SparseActivations.from_rows(rows or [([0], [1.0])], max(self.manifest.num_units, 1))
+        for mode in get_args(Mode):
+            self.search(vectors, 10, mode=mode, threads=1)
 
     def _parts(self, condition: Filter | None) -> list[Part]:
         """The segments, and which of their documents may be results; remembered for the last few filters."""
