@@ -93,6 +93,37 @@ class FeedForward:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionProjections:
+    """Names, with ``{layer}``, of the projections of a dense attention, all ``[out, in]`` and without biases."""
+
+    query: str
+    key: str
+    value: str
+    output: str
+
+    def sources(self, layer: int) -> list[str]:
+        """Names of one layer."""
+        return [name.format(layer=layer) for name in (self.query, self.key, self.value, self.output)]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionExperts:
+    """Names, with ``{layer}``, of the parameters of an attention whose query and output projections are experts.
+
+    Attributes:
+        router: ``[experts, width]``.
+        query: ``[experts, heads · head width, width]``, one query head for each key.
+        output: ``[experts, width, heads · head width]``.
+        key_value: the key projection above the value projection, shared by all experts.
+    """
+
+    router: str
+    query: str
+    output: str
+    key_value: str
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertTensor:
     """A parameter of the experts of a layer in the sparse checkpoint.
 
@@ -119,11 +150,13 @@ class SparseLayer:
         experts: the parameters of the experts.
         zeros: ``(name with {layer}, shape)`` of parameters that the architecture demands and that must do
             nothing, from the dense configuration.
+        attention: the parameters of an attention with experts; None where attention stays dense.
     """
 
     router: str
     experts: tuple[ExpertTensor, ...]
     zeros: Callable[[Any], list[tuple[str, tuple[int, ...]]]] | None = None
+    attention: AttentionExperts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +193,7 @@ class Architecture:
         model_type: as transformers knows it.
         copies: parameters that stay as they are; tried in order, the target's own before them.
         feed_forward: the block that becomes experts.
+        attention: its projections, where there are targets that make experts of them.
         targets: architectures that may hold the result, the best known first; the first that does not refuse is
             taken.
         left_out: parameters that no sparse checkpoint needs.
@@ -175,6 +209,7 @@ class Architecture:
     feed_forward: FeedForward
     targets: tuple[Target, ...]
     left_out: tuple[LeaveOut, ...] = ()
+    attention: AttentionProjections | None = None
     auto_class: str = "AutoModelForCausalLM"
     complete: bool = True
     prefix: str = ""

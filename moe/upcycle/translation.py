@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe.upcycle.attention_experts import AttentionTranslation
 from moe.upcycle.checkpoint_folder import CheckpointFolder
-from moe.upcycle.methods.method import Block, Method
+from moe.upcycle.methods.method import Block, Method, scaling_is_exact
 from moe.upcycle.plan import UpcyclePlan
 from moe.upcycle.router_init.start import RouterRows
 from moe.upcycle.rules import Architecture, ExpertTensor, Part, PartName, Target
@@ -45,7 +46,7 @@ class Translation:
         outputs: what to write.
         layers: those that get experts.
         expert_width: neurons of an expert.
-        expert_parameters: parameters of one expert of one layer.
+        expert_parameters: parameters of one expert of one layer, of its attention as well.
         dtype: of the experts.
         exact: whether the result computes what the dense model does.
     """
@@ -80,6 +81,15 @@ class Translation:
         )
         self.dtype = folder.entries[sources[self.layers[0]][0]].dtype
         self.exact = method.is_exact(self.dtype)
+        self._attention: AttentionTranslation | None = None
+        if target.layer.attention is not None and architecture.attention is not None:
+            self._attention = AttentionTranslation(
+                folder, config, architecture.attention, target.layer.attention, plan
+            )
+            self.expert_parameters += self._attention.expert_parameters
+            self.exact &= scaling_is_exact(self._attention.groups, self.dtype)
+            for layer in self.layers:
+                sources[layer] = architecture.attention.sources(layer) + sources[layer]
         dense_blocks = {
             name
             for layer in range(config.num_hidden_layers)
@@ -138,6 +148,8 @@ class Translation:
         return shapes
 
     def _layer_outputs(self, layer: int, target: Target, config: Any) -> Iterator[Output]:
+        if self._attention is not None:
+            yield from self._attention.outputs(layer)
         shapes = self._shapes(layer)
         inner, width = shapes["up"]
         if shapes["down"] != (width, inner) or shapes.get("gate", (inner, width)) != (inner, width):

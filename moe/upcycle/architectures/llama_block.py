@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe.upcycle.rules import Copy, FeedForward, LeaveOut, Part
+from moe.upcycle.rules import AttentionProjections, Copy, FeedForward, LeaveOut, Part
 
 COPIES = (
     Copy(r"model\.embed_tokens\.weight"),
@@ -19,6 +19,13 @@ FEED_FORWARD = FeedForward(
         "down": Part("model.layers.{layer}.mlp.down_proj.weight"),
     },
     module="model.layers.{layer}.mlp",
+)
+
+ATTENTION = AttentionProjections(
+    query="model.layers.{layer}.self_attn.q_proj.weight",
+    key="model.layers.{layer}.self_attn.k_proj.weight",
+    value="model.layers.{layer}.self_attn.v_proj.weight",
+    output="model.layers.{layer}.self_attn.o_proj.weight",
 )
 
 LEFT_OUT = (

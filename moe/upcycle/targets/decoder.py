@@ -33,6 +33,11 @@ def shared_fields(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in _SHARED} | {"head_dim": head_dim}
 
 
+def query_groups(config: Any) -> int:
+    """Query heads for each key head."""
+    return int(config.num_attention_heads // config.num_key_value_heads)
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
     """How the attention of a decoder differs from the plainest.

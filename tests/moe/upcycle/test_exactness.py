@@ -72,6 +72,40 @@ def test_copy_upcycling_reproduces_dense_logits(member: str, dense: Dense, tmp_p
     assert torch.equal(logits(tmp_path / "again", ids), after)
 
 
+ATTENTION_MEMBERS: dict[str, tuple[str, dict[str, Any], int, int]] = {
+    "a query head for each key": ("llama", {"num_key_value_heads": 4}, 3, 2),
+    "two query heads for each key": ("llama", {"head_dim": 16, "tie_word_embeddings": True}, 4, 2),
+    "four query heads for one key": ("mistral", {"num_key_value_heads": 1, "sliding_window": None}, 8, 4),
+    "six query heads in groups of three": (
+        "llama",
+        {
+            "hidden_size": 48,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "rope_parameters": LLAMA3_ROPE,
+        },
+        6,
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("member", ATTENTION_MEMBERS)
+def test_experts_of_attention_reproduce_dense_logits(
+    member: str, dense: Dense, tmp_path: Path, ids: Any
+) -> None:
+    model_type, changes, experts, top_k = ATTENTION_MEMBERS[member]
+    folder = dense(model_type, **changes)
+    report = upcycle(folder, tmp_path / "sparse", experts=experts, top_k=top_k, attention=True)
+    assert (report.sparse_type, report.exact) == ("jetmoe", True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "sparse", dtype=torch.float32)
+    assert report.sparse_parameters == model.num_parameters()
+    model.save_pretrained(tmp_path / "again")
+    after = logits(tmp_path / "sparse", ids)
+    assert float((logits(folder, ids) - after).abs().max()) <= 2e-5
+    assert torch.equal(logits(tmp_path / "again", ids), after)
+
+
 def test_transformers_writes_the_names_that_we_write(dense: Dense, tmp_path: Path) -> None:
     from safetensors import safe_open
 

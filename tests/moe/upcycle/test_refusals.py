@@ -179,6 +179,13 @@ def test_what_no_architecture_holds_is_refused_with_the_reason(dense: Dense, tmp
         upcycle(windows, tmp_path / "out")
     with pytest.raises(UsageError, match=r"exactly: qwen2_moe has dense attention"):
         upcycle(dense("qwen2"), tmp_path / "out", attention=True)
+    for changes, options, reason in (
+        ({}, {"top_k": 1}, r"the 2 query heads of each key here take 2 experts; .* multiples of 2"),
+        ({"rms_norm_eps": 1e-5}, {}, r"rms_norm_eps 1e-06 and the checkpoint with 1e-05"),
+        ({}, {"layers": "every-other"}, r"jetmoe has experts in every layer"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            upcycle(dense("llama", **changes), tmp_path / "out", attention=True, **options)  # type: ignore[arg-type]
 
 
 def test_an_output_folder_that_exists_is_kept(folder: Path, tmp_path: Path) -> None:
