@@ -49,6 +49,9 @@ class ExpertInitialisation:
     """
 
     _keep_in_fp32_modules_strict: set[str] | list[str] | None = IN_FLOAT32
+    # A Trainer that accumulates gradients then divides by the steps, as the routers' losses need it: they are no
+    # sums over the masked tokens.
+    accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

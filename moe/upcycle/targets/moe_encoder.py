@@ -39,6 +39,9 @@ def encoder_target(
         layer=SparseLayer(router=f"{block}.router.gate.weight", experts=tuple(experts)),
         refusal=lambda config, plan: "has dense attention" if plan.attention else refusal(config),
         config=_config,
+        notes=lambda _: [
+            "transformers loads it after import moe.models, and SparseEncoder.load without that"
+        ],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +68,15 @@ def randomised(model: Any, seed: int) -> Any:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(noise * 0.3 + (1.0 if bool((parameter == 1).all()) else 0.0))
     return model
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Words ``w0``, ``w1`` and so on, one token each, behind BERT's special ones."""
+    words = [f"w{number}" for number in range(VOCABULARY - 5)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    transformers.BertTokenizer(str(folder / "vocab.txt"), model_max_length=24).save_pretrained(folder)
 
 
 def three_sequences() -> dict[str, Any]:

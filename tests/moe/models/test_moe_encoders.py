@@ -157,12 +157,12 @@ def test_default_losses_are_those_that_the_router_has() -> None:
 def test_checkpointing_changes_no_gradient(architecture: str) -> None:
     batch = three_sequences()
     plain, checkpointed = (moe_model(architecture).train() for _ in range(2))
-    checkpointed.gradient_checkpointing_enable()
+    checkpointed.activation_checkpointing_enable()
     for model in (plain, checkpointed):
         model(**batch, labels=batch["input_ids"]).loss.backward()
     for (name, parameter), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(other.grad, parameter.grad, msg=name)
-    checkpointed.gradient_checkpointing_enable({"use_reentrant": True})
+    checkpointed.activation_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(UsageError, match="use_reentrant=False"):
         checkpointed(**batch, labels=batch["input_ids"])
 

@@ -16,18 +16,9 @@ transformers = pytest.importorskip("transformers")
 from moe.upcycle import upcycle  # noqa: E402
 from retrieval import IndexWriter, SparseEncoder, SparseIndex  # noqa: E402
 from runtime.errors import FormatError  # noqa: E402
-from tests.moe.models.small_encoders import ARCHITECTURES, VOCABULARY, dense_model, moe_model  # noqa: E402
+from tests.moe.models.small_encoders import ARCHITECTURES, dense_model, moe_model, save_tokenizer  # noqa: E402
 
-WORDS = [f"w{number}" for number in range(VOCABULARY - 5)]
 TEXTS = ["w1 w2 w3", "w3 w4", "w5 w6 w7 w8 w9 w10", "w2 w2 w11", "w40 w41 w1"]
-
-
-def save_tokenizer(folder: Path) -> None:
-    """One token a word, behind BERT's special ones."""
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
-    transformers.BertTokenizer(str(folder / "vocab.txt"), model_max_length=24).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

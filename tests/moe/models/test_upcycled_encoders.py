@@ -19,6 +19,7 @@ from tests.moe.models.small_encoders import (  # noqa: E402
     ARCHITECTURES,
     dense_model,
     randomised,
+    save_tokenizer,
     shape_of,
     three_sequences,
 )
@@ -34,9 +35,14 @@ def largest_difference(dense: Any, sparse: Any) -> float:
     return float((ours - theirs).abs().max())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("layers", "expected"), [("every-other", [1, 3]), ("last:1", [3]), ("0,2", [0, 2]), ("all", [0, 1, 2, 3])]
+    ("architecture", "layers", "expected"),
+    [
+        *((architecture, "every-other", [1, 3]) for architecture in ARCHITECTURES),
+        ("bert", "last:1", [3]),
+        ("distilbert", "0,2", [0, 2]),
+        ("modernbert", "all", [0, 1, 2, 3]),
+    ],
 )
 def test_copies_of_a_block_are_the_block(
     architecture: str, layers: str, expected: list[int], tmp_path: Path
@@ -75,6 +81,28 @@ def test_slices_of_a_block_are_the_block_in_whole_groups(architecture: str, tmp_
     assert (report.expert_width, report.exact) == (6, True)
     sparse = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "sparse").eval()
     assert largest_difference(dense, sparse) <= 2e-5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "router"),
+    [("bert", "clusters"), ("distilbert", "hidden-means"), ("modernbert", "hidden-means")],
+)
+def test_routers_can_start_from_hidden_states(architecture: str, router: str, tmp_path: Path) -> None:
+    dense_model(architecture).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    texts = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w10 w11"]
+    options = {"experts": 4, "layers": "last:1", "sample": texts}
+    report = upcycle(tmp_path, tmp_path / "sparse", router=router, **options)
+    upcycle(tmp_path, tmp_path / "random", check=False, **options)
+    assert report.exact
+    routers = [
+        tensor
+        for folder in ("sparse", "random")
+        for name, tensor in load_file(tmp_path / folder / "model.safetensors").items()
+        if ".router." in name
+    ]
+    assert [tuple(rows.shape) for rows in routers] == [(4, 16), (4, 16)]
+    assert not torch.equal(*routers)
 
 
 def test_old_names_are_read_and_what_a_masked_model_lacks_is_left_out(tmp_path: Path) -> None:
