@@ -70,6 +70,17 @@ def test_imports_point_downwards(package: str) -> None:
     assert upward == []
 
 
+def test_every_registry_entry_is_there_and_lazy() -> None:
+    for file, module in REGISTRY_ENTRIES:
+        assert module in {found for _, found in imported_modules(ROOT / file)}
+        assert module not in {
+            alias.name if isinstance(node, ast.Import) else node.module
+            for node in ast.walk(ast.parse((ROOT / file).read_bytes()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+
+
 def test_the_command_line_imports_only_cli_modules_and_errors() -> None:
     ours = {
         module
