@@ -36,9 +36,9 @@ for _config, _model, _masked_lm in (
     (MoeModernBertConfig, MoeModernBertModel, MoeModernBertForMaskedLM),
     (SparseMixerConfig, SparseMixerModel, SparseMixerForMaskedLM),
 ):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _model)
-    AutoModelForMaskedLM.register(_config, _masked_lm)
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForMaskedLM.register(_config, _masked_lm, exist_ok=True)
 
 for _config in (MoeBertConfig, MoeDistilBertConfig, SparseMixerConfig):
-    AutoTokenizer.register(_config, BertTokenizer)
+    AutoTokenizer.register(_config, BertTokenizer, exist_ok=True)

@@ -35,6 +35,7 @@ class ExpertConfiguration:
         num_layers: int = self.num_hidden_layers  # type: ignore[attr-defined]
         if self.moe_layers is None:
             self.moe_layers = list(range(1, num_layers, 2))
+        self.moe_layers = list(self.moe_layers)
         if self.moe_layers != sorted(set(self.moe_layers) & set(range(num_layers))):
             raise UsageError(
                 f"moe_layers is {self.moe_layers}, but must be distinct, ascending, and of the layers 0 to "

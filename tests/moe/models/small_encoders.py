@@ -56,6 +56,8 @@ def moe_model(architecture: str, seed: int = 0, **fields: Any) -> Any:
     import moe.models  # noqa: F401 - registers the model types
 
     fields = {"num_experts": 4} | fields
+    if architecture == "sparse_mixer":  # whose defaults suit 14 layers
+        fields = {"num_attention_layers": 1, "num_moe_layers": 2} | fields
     config = transformers.AutoConfig.for_model(f"moe_{architecture}", **shape_of(architecture), **fields)
     return randomised(transformers.AutoModelForMaskedLM.from_config(config), seed).eval()
 

@@ -122,7 +122,8 @@ def test_configurations_that_cannot_be_are_refused(fields: dict[str, Any], said:
 @pytest.mark.parametrize("capacity_factor", [1.0, 0.5])
 def test_neither_padding_nor_other_sequences_change_a_sequence(mixing: str, capacity_factor: float) -> None:
     options = {"capacity_factor": capacity_factor}
-    model = moe_model("sparse_mixer", mixing=mixing, num_moe_layers=2, router_options=options)
+    model = moe_model("sparse_mixer", mixing=mixing, router_options=options)
+    assert [layer.mixing is None for layer in model.bert.encoder.layer] == [False, False, False, True]
     batch = three_sequences()
     with torch.no_grad():
         together = model(**batch).logits
