@@ -27,7 +27,11 @@ app.command("generate")(generate_command)
 @app.command("upcycle")
 def upcycle_command(
     dense: Annotated[
-        Path, typer.Argument(metavar="DENSE", help="Folder of a Llama, Mistral, Qwen2 or Qwen3 checkpoint.")
+        Path,
+        typer.Argument(
+            metavar="DENSE",
+            help="Folder of a Llama, Mistral, Qwen2 or Qwen3 checkpoint, or of a BERT, DistilBERT or ModernBERT.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     experts: Annotated[int, typer.Option(help="Experts of a layer.")] = 8,
@@ -68,7 +72,8 @@ def upcycle_command(
     check: CheckOption = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a mixture-of-experts checkpoint of a dense one; transformers loads it as a standard architecture.
+    """Make a mixture-of-experts checkpoint of a dense one; transformers loads it as a standard architecture, and an
+    encoder after `import moe.models`.
 
     copy makes every expert the dense block; noise and drop make them differ from the start; granular cuts the
     block into slices, so that experts are small; split cuts it into one small expert each, for sparse inference

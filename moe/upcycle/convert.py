@@ -91,8 +91,8 @@ def upcycle(
     """Make a mixture-of-experts checkpoint of a dense one.
 
     The result is a folder of a standard architecture with experts, which transformers loads without this
-    package. Tensors are streamed: memory stays near that of one feed-forward block, but for the check and for
-    routers that start from text, which load whole models in float32.
+    package; of an encoder, one of `moe.models`. Tensors are streamed: memory stays near that of one feed-forward
+    block, but for the check and for routers that start from text, which load whole models in float32.
 
     Args:
         dense: folder with config.json, safetensors weights and, if there is one, the tokenizer.
