@@ -31,8 +31,8 @@ INTS32 = ir.VectorType(ir.IntType(32), LANES)
 INTS16 = ir.VectorType(ir.IntType(16), 2 * LANES)
 FUSED = ("contract",)
 
-ROWS = {1: 4, 2: 4, 3: 4, 4: 3}
-"""Rows of a tile by its tokens: so many that their sums fill twelve of sixteen registers, or memory sets the pace."""
+ROWS = {1: 4, 2: 4, 3: 3, 4: 3}
+"""Rows of a tile by its tokens: so many that their sums fill up to twelve of sixteen registers."""
 
 INT4_ROWS = {1: 4, 2: 2, 3: 1, 4: 1}
 """The same for int4, where the unpacked codes of one row need registers too."""
@@ -91,14 +91,15 @@ def multiply_strip(
         }
         token_starts = _starts(builder, data["values"], arguments[9], arguments[10], tokens.literal_value)
 
-        def tile(row: Any, height: int) -> None:
+        def tile(row: Any, height: int, apart: Any) -> None:
             begin = builder.add(arguments[6], builder.mul(row, arguments[7]))
-            row_starts = _starts(builder, data["weights"], begin, arguments[7], height)
+            row_starts = _starts(builder, data["weights"], begin, builder.mul(arguments[7], apart), height)
             if weights.dtype == types.int8:
                 kind, step_columns, step = INTS32, 2 * LANES, _int8_step(builder, row_starts, token_starts)
             elif weights.dtype == types.int16:
                 begin = builder.add(arguments[15], builder.mul(row, arguments[16]))
-                scale_starts = _starts(builder, data["scales"], begin, arguments[16], height)
+                scale_stride = builder.mul(arguments[16], apart)
+                scale_starts = _starts(builder, data["scales"], begin, scale_stride, height)
                 size = group.literal_value
                 kind, step_columns = FLOATS, max(size, 64)
                 step = _int4_step(builder, row_starts, token_starts, scale_starts, size)
@@ -113,17 +114,19 @@ def multiply_strip(
                 vector = builder.sitofp(total, FLOATS) if kind is INTS32 else total
                 t, r = divmod(place, height)
                 target = builder.add(arguments[12], builder.mul(arguments[13], INT(t)))
-                target = builder.gep(data["sums"], [builder.add(builder.add(target, row), INT(r))])
+                at = builder.add(builder.add(target, row), builder.mul(apart, INT(r)))
+                target = builder.gep(data["sums"], [at])
                 builder.store(builder.fadd(builder.load(target), _sum_lanes(builder, vector)), target)
 
-        count = builder.sub(arguments[3], arguments[2])
-        whole = builder.add(arguments[2], builder.mul(builder.sdiv(count, INT(rows)), INT(rows)))
-        strips = (
-            [(arguments[2], whole, rows), (whole, arguments[3], 1)] if rows > 1 else [(*arguments[2:4], 1)]
-        )
-        for start, stop, step in strips:
-            with cgutils.for_range_slice(builder, start, stop, INT(step)) as (row, _):
-                tile(row, step)
+        # The rows of a tile are far apart, and its next rows follow them directly: each is a stream of memory of its
+        # own, which the processor can read ahead. Neighbouring rows would be streams that end where the next begins.
+        apart = builder.sdiv(builder.sub(arguments[3], arguments[2]), INT(rows))
+        end = builder.add(arguments[2], apart)
+        with cgutils.for_range_slice(builder, arguments[2], end, INT(1)) as (row, _):
+            tile(row, rows, apart)
+        rest = builder.add(arguments[2], builder.mul(apart, INT(rows)))
+        with cgutils.for_range_slice(builder, rest, arguments[3], INT(1)) as (row, _):
+            tile(row, 1, INT(1))
         return context.get_dummy_value()
 
     place = (types.int64, types.int64)
