@@ -19,6 +19,7 @@ from moe.upcycle.methods.catalogue import method_of
 from moe.upcycle.model_runs import hidden_states_of, loaded_model, token_ids, tokenizer_of
 from moe.upcycle.output_folder import new_folder, require_new, require_room
 from moe.upcycle.plan import MethodName, RouterName, SplitBy, UpcyclePlan
+from moe.upcycle.router_init.contributions import Activation
 from moe.upcycle.router_init.start import FROM_TEXT, router_start
 from moe.upcycle.rules import Architecture
 from moe.upcycle.sample_text import SAMPLE_TEXTS
@@ -31,7 +32,7 @@ from runtime.progress import progress
 PLAN_FILE = "upcycling.json"
 """What the folder was made from and how; nothing needs it to load the model."""
 
-ROUTER_TOKENS = 4096
+ROUTER_TOKENS = 8192
 """Tokens, over all sample texts, that routers are initialised from."""
 
 
@@ -128,7 +129,13 @@ def upcycle(
     target = choose_target(architecture, config, plan)
     hidden: dict[int, list[Tensor]] = {}
     translation = Translation(
-        folder, config, architecture, target, plan, method_of(plan), router_start(plan, hidden)
+        folder,
+        config,
+        architecture,
+        target,
+        plan,
+        method_of(plan),
+        router_start(plan, hidden, _activation(config)),
     )
     num_bytes = sum(output.num_bytes for output in translation.outputs)
     require_room(out, num_bytes)
@@ -173,7 +180,7 @@ def upcycle(
         exact=translation.exact,
         difference=difference,
         largest_output=None if outputs is None else outputs.largest,
-        notes=_notes(plan, translation) + target.notes(made_config.to_dict()),
+        notes=_notes(plan, translation, sample) + target.notes(made_config.to_dict()),
     )
 
 
@@ -192,8 +199,21 @@ def _hidden_states(
     return hidden_states_of(model, architecture, layers, ids)
 
 
-def _notes(plan: UpcyclePlan, translation: Translation) -> list[str]:
+def _activation(config: Any) -> Activation:
+    """The activation of the feed-forward blocks, under any of the names that configurations have for it."""
+    from transformers.activations import ACT2FN
+
+    names = ("hidden_act", "hidden_activation", "activation")
+    function: Activation = ACT2FN[next(getattr(config, name) for name in names if hasattr(config, name))]
+    return function
+
+
+def _notes(plan: UpcyclePlan, translation: Translation, sample: Sequence[str] | None) -> list[str]:
     notes = []
+    if plan.starting_router in FROM_TEXT and sample is None:
+        notes.append(
+            "the router started from two short texts; give some pages of the text that the model is for (sample)"
+        )
     if translation.expert_width * translation.dtype.itemsize % 16:
         notes.append(
             f"experts of {translation.expert_width} neurons have rows of no whole 16 bytes, which torch's grouped_mm "

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from runtime.errors import UsageError
 
 MethodName = Literal["copy", "noise", "drop", "granular", "split"]
-RouterName = Literal["random", "hidden-means", "clusters", "gates"]
+RouterName = Literal["random", "hidden-means", "clusters", "gates", "contributions"]
 SplitBy = Literal["clusters", "contiguous"]
 
 
@@ -21,8 +21,9 @@ class UpcyclePlan:
         top_k: experts that a token is sent to.
         layers: ``all``, ``every-other`` (the second, fourth, …), ``last:N``, or numbers from 0 such as ``1,3,5``.
         method: how a feed-forward block becomes experts; a file of ``moe/upcycle/methods`` each.
-        router: how the router starts; a file of ``moe/upcycle/router_init`` each. By default random, and for a
-            split block ``gates``, the mean gates of the neurons of each expert.
+        router: how the router starts; a file of ``moe/upcycle/router_init`` each. By default random. A split
+            block has its own: ``gates`` (the default), the mean gates of the neurons of each expert, or
+            ``contributions``, a prediction from text.
         noise: standard deviation of the noise, as a share of the standard deviation of each tensor (noise).
         drop: share of the inner dimension that is drawn anew in each expert (drop).
         granularity: slices that the feed-forward block is cut into (granular).
@@ -62,10 +63,10 @@ class UpcyclePlan:
         ):
             if value not in known:
                 raise UsageError(f"there is no {option} {value!r}; choose one of {', '.join(known)}")
-        if (self.starting_router == "gates") != (self.method == "split"):
+        if (self.starting_router in ("gates", "contributions")) != (self.method == "split"):
             raise UsageError(
                 f"router {self.starting_router} does not go with method {self.method}: the experts of a split block "
-                "are found by the gates of their neurons (router gates), and no others are"
+                "are found by what their neurons do (gates or contributions), and no others are"
             )
         if not 0 <= self.drop <= 1:
             raise UsageError(f"drop is a share from 0 to 1, got {self.drop:g}")

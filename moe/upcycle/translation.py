@@ -200,8 +200,7 @@ class Translation:
 
     def _router(self, layer: int) -> Iterator[Tensor]:
         block = self._arranged(layer)
-        rows = self._router_rows(layer, self._method.router_rows, block["up"].shape[1])
-        yield self._method.router(rows, block)
+        yield self._method.router(self._router_rows(layer, self._method.router_rows, block))
 
     def _experts(self, layer: int, tensor: ExpertTensor, experts: range | list[int]) -> Iterator[Tensor]:
         block = self._arranged(layer)

@@ -46,7 +46,7 @@ class GranularMethod(Method):
     def router_rows(self) -> int:
         return self.plan.experts // self.plan.granularity
 
-    def router(self, rows: Tensor, block: Block) -> Tensor:  # noqa: ARG002 - from its rows alone
+    def router(self, rows: Tensor) -> Tensor:
         return rows.repeat_interleave(self.plan.granularity, 0)
 
     def is_exact(self, dtype: torch.dtype) -> bool:

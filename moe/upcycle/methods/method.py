@@ -51,7 +51,7 @@ class Method(ABC):
         """Rows that the router's initialisation is asked for."""
         return self.plan.experts
 
-    def router(self, rows: Tensor, block: Block) -> Tensor:  # noqa: ARG002 - for those that need it
+    def router(self, rows: Tensor) -> Tensor:
         """The router ``[experts, width]`` from the initial rows ``[router_rows, width]``, both float32."""
         return rows
 

@@ -29,8 +29,7 @@ class SplitMethod(Method):
     selected experts is the dense block without the neurons of all others. Selecting all of them is exact, and
     the router is zero then, so that gates are equal.
 
-    Neurons are grouped by balanced clusters of their gate rows, so that those that light up together are
-    together, and the router's row is the mean of these rows: the expert's mean pre-activation.
+    Neurons are grouped by balanced clusters of their gate rows, so that those that light up together are together.
     """
 
     def expert_width(self, inner: int) -> int:
@@ -40,7 +39,7 @@ class SplitMethod(Method):
         self.expert_width(block["up"].shape[0])
         if self.plan.split_by == "contiguous" or self.plan.experts == 1:
             return block
-        rows = _gates(block)
+        rows = block["gate" if "gate" in block else "up"].float()
         draw = generator(self.plan.seed, layer, 1)
         clusters = balanced_clusters(
             torch.nn.functional.normalize(rows, dim=1).numpy(), self.plan.experts, draw.initial_seed()
@@ -52,22 +51,11 @@ class SplitMethod(Method):
         part = take_neurons(block, slice(expert * width, (expert + 1) * width))
         return scale_output(part, self.plan.top_k)
 
-    @property
-    def router_rows(self) -> int:
-        return 0
-
-    def router(self, rows: Tensor, block: Block) -> Tensor:  # noqa: ARG002 - from its neurons
-        gates = _gates(block)
-        means = gates.reshape(self.plan.experts, -1, gates.shape[1]).mean(1)
+    def router(self, rows: Tensor) -> Tensor:
         if self.plan.top_k == self.plan.experts:
-            return torch.zeros_like(means)
-        longest = means.norm(dim=1).max().clamp_min(torch.finfo(torch.float32).tiny)
-        return means * (ROUTER_SCALE / (longest * means.shape[1] ** 0.5))
+            return torch.zeros_like(rows)
+        longest = rows.norm(dim=1).max().clamp_min(torch.finfo(torch.float32).tiny)
+        return rows * (ROUTER_SCALE / (longest * rows.shape[1] ** 0.5))
 
     def is_exact(self, dtype: torch.dtype) -> bool:
         return self.plan.top_k == self.plan.experts and scaling_is_exact(self.plan.top_k, dtype)
-
-
-def _gates(block: Block) -> Tensor:
-    """What decides whether a neuron lights up, ``[inner, width]`` float32."""
-    return block["gate" if "gate" in block else "up"].float()

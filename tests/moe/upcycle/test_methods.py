@@ -11,6 +11,7 @@ pytest.importorskip("safetensors")
 
 from moe.upcycle.methods.catalogue import method_of  # noqa: E402
 from moe.upcycle.plan import UpcyclePlan  # noqa: E402
+from moe.upcycle.router_init.gates import gate_rows  # noqa: E402
 from runtime.errors import UsageError  # noqa: E402
 
 WIDTH, INNER = 6, 12
@@ -82,7 +83,7 @@ def test_the_experts_of_a_virtual_group_average_to_the_block(granularity: int, b
         mean = torch.stack([output(dict(expert), hidden) for expert in experts]).mean(0)
         torch.testing.assert_close(mean, output(block, hidden))
     rows = torch.arange(2.0)[:, None].expand(2, WIDTH)
-    assert method.router(rows, block)[:, 0].tolist() == [0] * granularity + [1] * granularity
+    assert method.router(rows)[:, 0].tolist() == [0] * granularity + [1] * granularity
 
 
 @pytest.mark.parametrize("split_by", ["clusters", "contiguous"])
@@ -95,7 +96,7 @@ def test_the_experts_of_a_split_block_have_each_neuron_once(split_by: Any, block
     hidden = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1))
     mean = torch.stack([output(dict(expert), hidden) for expert in experts]).mean(0)
     torch.testing.assert_close(mean, output(block, hidden))
-    assert not bool(method.router(torch.empty(0, WIDTH), arranged).any())
+    assert not bool(method.router(gate_rows(arranged, 4)).any())
 
 
 def test_the_router_of_a_split_block_sends_tokens_to_the_neurons_that_they_light_up() -> None:
@@ -104,7 +105,7 @@ def test_the_router_of_a_split_block_sends_tokens_to_the_neurons_that_they_light
     block = {"gate": gates, "up": torch.ones(12, 8), "down": torch.ones(8, 12)}
     method = method_of(UpcyclePlan(experts=4, top_k=1, method="split"))
     arranged = method.arrange(block, 0)
-    router = method.router(torch.empty(0, 8), arranged)
+    router = method.router(gate_rows(arranged, 4))
     for direction in directions:
         chosen = int((router @ direction).argmax())
         assert torch.equal(method.expert(arranged, 0, chosen)["gate"], direction.expand(3, 8))

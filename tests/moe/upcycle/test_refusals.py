@@ -63,6 +63,8 @@ def test_an_unknown_architecture_is_told_the_known_ones(folder: Path) -> None:
         ({"router": "zero"}, r"no router 'zero'; choose one of random"),
         ({"router": "gates"}, r"router gates does not go with method copy"),
         ({"method": "split", "router": "random"}, r"router random does not go with method split"),
+        ({"router": "contributions"}, r"router contributions does not go with method copy"),
+        ({"method": "split", "experts": 6, "router": "contributions"}, r"has no tokenizer"),
         ({"split_by": "size"}, r"no split_by 'size'"),
         ({"drop": 1.5}, r"drop is a share from 0 to 1"),
         ({"noise": -1.0}, r"noise must be 0 or more"),

@@ -17,6 +17,9 @@ from moe.upcycle.router_init.start import router_start  # noqa: E402
 from runtime.errors import UsageError  # noqa: E402
 from tests.moe.upcycle.conftest import Dense  # noqa: E402
 
+BLOCK = {"up": torch.zeros(4, 512), "down": torch.zeros(512, 4)}
+"""Only its width matters, and only to a random router."""
+
 
 def three_kinds() -> Any:
     """Hidden states of three kinds, 40 tokens each, in a space of 16."""
@@ -25,16 +28,16 @@ def three_kinds() -> Any:
 
 
 def test_a_random_router_has_the_deviation_of_the_paper() -> None:
-    rows = router_start(UpcyclePlan(), {})(0, 64, 512)
+    rows = router_start(UpcyclePlan(), {}, torch.relu)(0, 64, BLOCK)
     assert float(rows.std()) == pytest.approx(0.02, rel=0.02)
-    assert torch.equal(rows, router_start(UpcyclePlan(), {})(0, 64, 512))
-    assert not torch.equal(rows, router_start(UpcyclePlan(), {})(1, 64, 512))
+    assert torch.equal(rows, router_start(UpcyclePlan(), {}, torch.relu)(0, 64, BLOCK))
+    assert not torch.equal(rows, router_start(UpcyclePlan(), {}, torch.relu)(1, 64, BLOCK))
 
 
 @pytest.mark.parametrize("router", ["hidden-means", "clusters"])
 def test_tokens_of_a_kind_share_an_expert(router: Any) -> None:
     texts = three_kinds()
-    rows = router_start(UpcyclePlan(router=router), {0: texts})(0, 3, 16)
+    rows = router_start(UpcyclePlan(router=router), {0: texts}, torch.relu)(0, 3, BLOCK)
     chosen = [(text @ rows.T).argmax(1) for text in texts]
     shares = torch.stack([torch.bincount(of_text, minlength=3) for of_text in chosen]) / 40
     assert bool((shares.max(1).values > 0.9).all())
@@ -46,7 +49,7 @@ def test_tokens_of_a_kind_share_an_expert(router: Any) -> None:
 @pytest.mark.parametrize("router", ["hidden-means", "clusters"])
 def test_logits_are_as_spread_as_those_of_a_random_router(router: Any) -> None:
     hidden = torch.cat(three_kinds())
-    rows = router_start(UpcyclePlan(router=router), {0: [hidden]})(0, 4, 16)
+    rows = router_start(UpcyclePlan(router=router), {0: [hidden]}, torch.relu)(0, 4, BLOCK)
     centred = hidden - hidden.mean(0)
     expected = 0.02 * hidden.norm(dim=1).square().mean().sqrt()
     assert float((centred @ rows.T).std()) == pytest.approx(float(expected), rel=1e-3)
@@ -54,14 +57,40 @@ def test_logits_are_as_spread_as_those_of_a_random_router(router: Any) -> None:
 
 @pytest.mark.parametrize("router", ["hidden-means", "clusters"])
 def test_equal_tokens_give_equal_logits(router: Any) -> None:
-    rows = router_start(UpcyclePlan(router=router), {0: [torch.ones(8, 4)]})(0, 4, 4)
+    rows = router_start(UpcyclePlan(router=router), {0: [torch.ones(8, 4)]}, torch.relu)(0, 4, BLOCK)
     assert not bool(rows.any())
+
+
+def test_contributions_find_the_experts_that_matter_to_a_token() -> None:
+    draw = torch.Generator().manual_seed(2)
+    hidden = torch.randn(400, 8, generator=draw).abs()  # so that what a neuron contributes is linear in it
+    block = {
+        "up": torch.randn(12, 8, generator=draw).abs(),
+        "up_bias": torch.rand(12, generator=draw) / 10,
+        "down": torch.randn(8, 12, generator=draw),
+        "down_bias": torch.randn(8, generator=draw),
+    }
+    plan = UpcyclePlan(experts=4, method="split", router="contributions")
+    rows = router_start(plan, {0: [hidden[:100], hidden[100:]]}, torch.relu)(0, 4, block)
+    neurons = torch.relu(hidden @ block["up"].T + block["up_bias"])
+    contributions = torch.stack(
+        [
+            sum(  # type: ignore[misc]
+                neurons[:, place].abs() * block["down"][:, place].norm()
+                for place in range(3 * expert, 3 * expert + 3)
+            )
+            for expert in range(4)
+        ],
+        1,
+    )
+    agree = (hidden @ rows.T).argmax(1) == contributions.argmax(1)
+    assert float(agree.float().mean()) > 0.95
 
 
 @pytest.mark.parametrize("router", ["hidden-means", "clusters"])
 def test_too_few_tokens_are_told(router: Any) -> None:
     with pytest.raises(UsageError, match=r"sample text has 3 tokens, fewer than the 4"):
-        router_start(UpcyclePlan(router=router), {0: [torch.ones(3, 4)]})(0, 4, 4)
+        router_start(UpcyclePlan(router=router), {0: [torch.ones(3, 4)]}, torch.relu)(0, 4, BLOCK)
 
 
 def test_hidden_states_are_what_enters_the_block(dense: Dense, ids: Any) -> None:

@@ -46,7 +46,7 @@ def test_no_more_than_a_block_and_an_expert_are_in_memory(dense: Dense, tmp_path
     plan = UpcyclePlan(experts=6, method="drop", drop=0.3)
     target = choose_target(architecture, config, plan)
     translation = Translation(
-        folder, config, architecture, target, plan, method_of(plan), router_start(plan, {})
+        folder, config, architecture, target, plan, method_of(plan), router_start(plan, {}, torch.relu)
     )
     block = 3 * 64 * 512 * 4
     total = sum(output.num_bytes for output in translation.outputs)
