@@ -70,6 +70,7 @@ class Translation:
         self._folder, self._architecture, self._method = folder, architecture, method
         self._plan, self._router_rows = plan, router_rows
         self._layer, self._block = -1, dict[PartName, Tensor]()
+        self._expert, self._expert_parts = (-1, -1), dict[PartName, Tensor]()
         if architecture.complete:
             _require_complete(folder, config, architecture)
         self.layers = plan.sparse_layers(config.num_hidden_layers)
@@ -203,16 +204,23 @@ class Translation:
         yield self._method.router(self._router_rows(layer, self._method.router_rows, block))
 
     def _experts(self, layer: int, tensor: ExpertTensor, experts: range | list[int]) -> Iterator[Tensor]:
-        block = self._arranged(layer)
         for expert in experts:
-            made = self._method.expert(block, layer, expert)
+            made = self._made(layer, expert)
             for part in tensor.parts:
                 yield made[part]
+
+    def _made(self, layer: int, expert: int) -> Block:
+        """The parts of an expert; the last one is kept for its next tensor, and no other."""
+        if self._expert != (layer, expert):
+            self._expert_parts = {}
+            self._expert_parts = dict(self._method.expert(self._arranged(layer), layer, expert))
+            self._expert = (layer, expert)
+        return self._expert_parts
 
     def _arranged(self, layer: int) -> Block:
         """The block of a layer as its method wants it; the last one is kept, and no other."""
         if layer != self._layer:
-            self._block = {}
+            self._block, self._expert_parts, self._expert = {}, {}, (-1, -1)
             block = {
                 name: self._part(part, layer) for name, part in self._architecture.feed_forward.parts.items()
             }
