@@ -105,6 +105,8 @@ class CheckpointFolder:
         return tensor
 
     def _files(self) -> list[Path]:
+        if (self.path / SINGLE_FILE).exists():  # transformers looks for it first
+            return [self.path / SINGLE_FILE]
         index = self.path / INDEX_FILE
         if index.exists():
             names = _read_json(index, "copy the checkpoint again").get("weight_map")
@@ -117,8 +119,6 @@ class CheckpointFolder:
                     f"{self.path} lacks the shard {missing.name} that {INDEX_FILE} names; copy the checkpoint again"
                 )
             return files
-        if (self.path / SINGLE_FILE).exists():
-            return [self.path / SINGLE_FILE]
         pickled = next((file.name for file in sorted(self.path.glob("*.bin"))), None)
         if pickled is not None:
             raise FormatError(

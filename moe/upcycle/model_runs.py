@@ -88,7 +88,8 @@ def token_ids(
         return [[torch.randint(vocabulary, (1, min(most, positions)), generator=draw)] for _ in texts]
     of_texts = []
     for text in texts:
-        ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"][:most]
+        # a token has a few characters; a whole corpus need not be cut for its first tokens
+        ids = tokenizer(text[: most * 32], return_attention_mask=False, verbose=False)["input_ids"][:most]
         of_texts.append([torch.tensor([ids[at : at + positions]]) for at in range(0, len(ids), positions)])
     return of_texts
 

@@ -110,8 +110,10 @@ def test_a_folder_without_weights(folder: Path) -> None:
 
 def test_a_truncated_shard(folder: Path) -> None:
     path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    refused(folder, FormatError, r"model\.safetensors is truncated or damaged")
+    whole = path.read_bytes()
+    for length in (len(whole) - 100, 100, 4, 0):
+        path.write_bytes(whole[:length])
+        refused(folder, FormatError, r"model\.safetensors is truncated or damaged")
 
 
 def test_a_missing_shard(dense: Dense, tmp_path: Path) -> None:
