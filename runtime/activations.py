@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -24,7 +25,13 @@ def is_tensor(array: Any) -> TypeGuard[torch.Tensor]:
     """Whether `array` is a torch tensor (a parameter too), without importing torch."""
     if isinstance(array, np.ndarray):  # as nearly always; the rest takes as long as a small search
         return False
-    return any(cls.__module__.partition(".")[0] == "torch" for cls in type(array).__mro__)
+    kind: type = type(array)
+    return _is_of_torch(kind)
+
+
+@cache
+def _is_of_torch(kind: type) -> bool:
+    return any(cls.__module__.partition(".")[0] == "torch" for cls in kind.__mro__)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

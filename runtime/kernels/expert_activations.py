@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,10 +32,15 @@ def numpy_activation(name: str) -> Callable[[Any], Any]:
 
 def torch_activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation in torch's own operations, differentiable; may return its argument itself."""
+    return _torch()[canonical_activation(name)]
+
+
+@cache
+def _torch() -> dict[str, Callable[[Tensor], Tensor]]:
     from torch import sigmoid, tanh
     from torch.nn import functional
 
-    found: dict[str, Callable[[Tensor], Tensor]] = {
+    return {
         "gelu": functional.gelu,
         "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
         "leaky_relu": functional.leaky_relu,
@@ -48,7 +54,6 @@ def torch_activation(name: str) -> Callable[[Tensor], Tensor]:
         "silu": functional.silu,
         "tanh": tanh,
     }
-    return found[canonical_activation(name)]
 
 
 def canonical_activation(name: str) -> str:

@@ -3,9 +3,10 @@
 ==========================================  =============================================================
 what is asked for                           what computes it
 ==========================================  =============================================================
-a gradient; under `torch.compile`; dtypes   `runtime.kernels.torch_backend`
-other than float32 and bfloat16; sizes
-that are no multiple of 8
+under `torch.compile` or functional         `runtime.kernels.torch_backend`
+transforms; dtypes other than float32 and
+bfloat16; sizes that are no multiple of 8
+a gradient                                  `runtime.kernels.expert_gradients`, forward as below
 everything else, any number of entries      `runtime.kernels.expert_rows`, blocks of rows on torch's threads
 ==========================================  =============================================================
 
@@ -25,6 +26,7 @@ from runtime.expert_weights import QuantisedWeights
 from runtime.kernels import torch_backend
 from runtime.kernels.bounds import check_offsets
 from runtime.kernels.expert_activations import torch_activation
+from runtime.kernels.expert_gradients import expert_mlp_with_gradients
 from runtime.kernels.reference import Offsets
 
 ENTRIES_AT_ONCE = 1024
@@ -44,8 +46,7 @@ def expert_mlp(
     up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
 ) -> Tensor:
-    tensors = [tensor for tensor in (values, up, down, up_bias, down_bias) if tensor is not None]
-    if torch.compiler.is_compiling() or not _suits(tensors):
+    if torch.compiler.is_compiling() or not _suits(values, up, down):
         return torch_backend.expert_mlp(
             values,
             offsets,
@@ -55,6 +56,18 @@ def expert_mlp(
             gated=gated,
             up_bias=up_bias,
             down_bias=down_bias,
+        )
+    if _wants_gradients(values, up, down, up_bias, down_bias):
+        return expert_mlp_with_gradients(
+            values,
+            offsets,
+            up,
+            down,
+            up_bias,
+            down_bias,
+            activate=torch_activation(activation),
+            gated=gated,
+            products=_products,
         )
     into, out_of = _Matrices.of(up, up_bias), _Matrices.of(down, down_bias)
     return _run(values, offsets, into, out_of, activation=activation, gated=gated)
@@ -76,12 +89,36 @@ def quantised_expert_mlp(
     return _run(values.detach(), offsets, into, out_of, activation=activation, gated=gated)
 
 
-def _suits(tensors: list[Tensor]) -> bool:
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+def grouped_matmul(values: Tensor, offsets: Tensor, matrices: Tensor) -> Tensor:
+    """As in `runtime.kernels.reference`, without a copy of matrices that are views of ``[groups, out, in]``."""
+    rows = matrices.transpose(1, 2)
+    gradients = torch.is_grad_enabled() and (values.requires_grad or matrices.requires_grad)
+    ours = rows.is_contiguous() and _suits(values, rows, matrices)
+    if torch.compiler.is_compiling() or gradients or not ours:
+        return torch_backend.grouped_matmul(values, offsets, matrices)
+    return _products(values.float(), rows, None, offsets).to(values.dtype)
+
+
+def _suits(values: Tensor, up: Tensor, down: Tensor) -> bool:
+    if values.dtype not in DTYPES or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    values, up, down = tensors[:3]
-    sizes = (values.shape[1], up.shape[1], down.shape[2])
-    return values.dtype in DTYPES and all(size % 8 == 0 for size in sizes)
+    return all(size % 8 == 0 for size in (values.shape[1], up.shape[1], down.shape[2]))
+
+
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _products(values: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
+    """Every group of float32 values times its matrix, plus its bias; float32 ``[entries, rows]``."""
+    bounds = offsets.numpy().astype(np.int64, copy=False)
+    check_offsets(bounds)
+    matrices = _Matrices.of(weights, bias)
+    result = torch.empty(len(values), matrices.rows)
+    active = np.flatnonzero(bounds[1:] > bounds[:-1])
+    if len(active):
+        matrices.multiply(values.detach().contiguous(), bounds, active, result)
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,73 +143,72 @@ class _Matrices:
         rows, padded = weights.shape[1], weights.padded
         return _Matrices(kind, weights.codes, weights.scales, _float32(bias), rows, padded)
 
-    def multiply(self, values: Tensor, offsets: Offsets, result: Tensor) -> None:
-        """``result[i] = weights[j] · values[i] + bias[j]`` for the entries of each group; float32 in and out."""
-        from runtime.kernels.expert_rows import run_job
+    def multiply(self, values: Tensor, offsets: Offsets, active: Offsets, result: Tensor) -> None:
+        """``result[i] = weights[j] · values[i] + bias[j]`` for the entries of each active group; float32 in and out."""
+        from runtime.kernels.expert_rows import Job, run_job
 
-        active = np.flatnonzero(offsets[1:] > offsets[:-1])
-        fields = {"value_stride": values.stride(0), "values": values.data_ptr()}
+        address, stride, value_scales, weight_scales = values.data_ptr(), values.stride(0), 0, 0
         if self.scales is not None:
             codes, scales = _in_int16(values, self.columns)
-            fields = {
-                "value_stride": self.columns,
-                "values": codes.ctypes.data,
-                "value_scales": scales.ctypes.data,
-                "weight_scales": self.scales.data_ptr(),
-            }
-        run_job(
-            self.kind,
-            torch.get_num_threads(),
+            address, stride, value_scales = codes.ctypes.data, self.columns, scales.ctypes.data
+            weight_scales = self.scales.data_ptr()
+        job = Job(
+            next=0,
             groups=len(active),
             experts=len(self.weights),
             rows=self.rows,
             columns=self.columns,
             entries=len(values),
+            value_stride=stride,
             active=active.ctypes.data,
             offsets=offsets.ctypes.data,
             weights=self.weights.data_ptr(),
+            weight_scales=weight_scales,
+            values=address,
+            value_scales=value_scales,
             bias=0 if self.bias is None else self.bias.data_ptr(),
             result=result.data_ptr(),
-            **fields,
         )
+        run_job(self.kind, job, torch.get_num_threads())
 
 
 def _run(
     values: Tensor, offsets: Tensor, into: _Matrices, out_of: _Matrices, *, activation: str, gated: bool
 ) -> Tensor:
-    check_offsets(offsets)
-    activate = torch_activation(activation)
     bounds = offsets.numpy().astype(np.int64, copy=False)
+    check_offsets(bounds)
+    activate = torch_activation(activation)
     wide = values.detach().float().contiguous()
     result = torch.empty_like(wide)
-    pieces = _pieces(bounds)
-    most = max((bounds[last] - bounds[first] for first, last in pieces), default=0)
-    scratch = torch.empty(most, into.rows)
-    for first, last in pieces:
-        begin, end = bounds[first], bounds[last]
-        local = np.clip(bounds, begin, end) - begin
+    # Python's own numbers: torch takes NumPy's for sizes too, but slowly.
+    pieces = [(piece, int(bounds[piece[0]]), int(bounds[piece[-1] + 1])) for piece in _pieces(bounds)]
+    scratch = torch.empty(max((end - begin for _, begin, end in pieces), default=0), into.rows)
+    for piece, begin, end in pieces:
         hidden = scratch[: end - begin]
-        into.multiply(wide[begin:end], local, hidden)
+        local = bounds - begin if begin else bounds
+        into.multiply(wide[begin:end], local, piece, hidden)
         if gated:
             gate, passed = hidden.chunk(2, dim=1)
             hidden = activate(gate).mul_(passed)
         else:
             hidden = activate(hidden)
-        out_of.multiply(hidden, local, result[begin:end])
+        out_of.multiply(hidden, local, piece, result[begin:end])
     return result.to(values.dtype)
 
 
-def _pieces(bounds: Offsets) -> list[tuple[int, int]]:
-    """Ranges of experts of about `ENTRIES_AT_ONCE` entries each, without those at the ends that have none."""
-    pieces: list[tuple[int, int]] = []
-    first = 0
-    for expert in np.flatnonzero(np.diff(bounds)):
-        if bounds[expert + 1] - bounds[first] > ENTRIES_AT_ONCE and bounds[expert] > bounds[first]:
-            pieces.append((first, int(expert)))
-            first = int(expert)
-    if len(bounds) and bounds[-1] > bounds[first]:
-        pieces.append((first, len(bounds) - 1))
-    return pieces
+def _pieces(bounds: Offsets) -> list[Offsets]:
+    """The experts that have entries, in runs of about `ENTRIES_AT_ONCE` entries or of one expert."""
+    active = np.flatnonzero(bounds[1:] > bounds[:-1])
+    if not len(active):
+        return []
+    if len(active) == 1 or bounds[-1] <= ENTRIES_AT_ONCE:
+        return [active]
+    pieces, first = [], 0
+    for place in range(1, len(active)):
+        if bounds[active[place] + 1] - bounds[active[first]] > ENTRIES_AT_ONCE:
+            pieces.append(active[first:place])
+            first = place
+    return [*pieces, active[first:]]
 
 
 def _in_int16(values: Tensor, columns: int) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ memory once for all entries of its expert, and a thread that loses its core for 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import carray, cfunc, literally, njit, types
@@ -26,48 +26,60 @@ values add up in eight lanes of int32: ``1024 / 8 · 127 · 32767 < 2**31``."""
 LARGEST_CODE = 32767
 """Of values in int16."""
 
-GROUPS = (32, 128)
-"""Columns of int4 weights that may share a scale."""
 
-JOB = np.dtype([
-    ("next", np.int64),
-    ("groups", np.int64),
-    ("experts", np.int64),
-    ("rows", np.int64),
-    ("columns", np.int64),
-    ("entries", np.int64),
-    ("value_stride", np.int64),
-    ("active", np.int64),
-    ("offsets", np.int64),
-    ("weights", np.int64),
-    ("weight_scales", np.int64),
-    ("values", np.int64),
-    ("value_scales", np.int64),
-    ("bias", np.int64),
-    ("result", np.int64),
-])  # fmt: skip
-"""What the threads share: sizes, and addresses of contiguous arrays.
+class Job(NamedTuple):
+    """What the threads share: sizes, and addresses of contiguous arrays.
 
-``next`` is the block that is taken next. ``active`` int64 ``[groups]`` are the experts that have entries, ``offsets``
-int64 ``[experts + 1]`` says which. ``weights`` ``[experts, rows, columns]``, ``values`` ``[entries, value_stride]``,
-``bias`` float32 ``[experts, rows]`` or 0, ``result`` float32 ``[entries, rows]``. For int8 weights, ``weight_scales``
-are float32 ``[experts, rows]``, for int4 ones bfloat16 ``[experts, rows, columns / group]``; ``value_scales`` float32
-``[entries]`` go with both.
-"""
+    Attributes:
+        next: the block of rows that is taken next; 0.
+        groups: of entries, each of an expert of its own.
+        experts: number of matrices.
+        rows, columns: of each matrix.
+        entries: number of values.
+        value_stride: from one value to the next.
+        active: int64 ``[groups]``, the experts that have entries.
+        offsets: int64 ``[experts + 1]``; what stands for the others does not matter.
+        weights: ``[experts, rows, columns]``.
+        weight_scales: float32 ``[experts, rows]`` of int8 weights, bfloat16 ``[experts, rows, columns / group]`` of
+            int4 ones.
+        values: float32 ``[entries, value_stride]``; int16 for int8 and int4 weights.
+        value_scales: float32 ``[entries]``, of int16 values.
+        bias: float32 ``[experts, rows]``, or 0 for none.
+        result: float32 ``[entries, rows]``.
+    """
+
+    next: int
+    groups: int
+    experts: int
+    rows: int
+    columns: int
+    entries: int
+    value_stride: int
+    active: int
+    offsets: int
+    weights: int
+    weight_scales: int
+    values: int
+    value_scales: int
+    bias: int
+    result: int
 
 
-def run_job(kind: str, num_threads: int, **fields: int) -> None:
-    """Fill a `JOB` and let the threads work on it.
+JOB = np.dtype([(name, np.int64) for name in Job._fields])
+"""A `Job` as compiled code sees it."""
+
+
+def run_job(kind: str, job: Job, num_threads: int) -> None:
+    """Let the threads work on a job.
 
     Args:
         kind: of the weights: ``"float32"``, ``"bfloat16"``, ``"int8"``, ``"int4-32"`` or ``"int4-128"``.
-        num_threads: how many.
-        fields: those of `JOB` that are not 0.
+        job: whose arrays the caller keeps alive.
+        num_threads: at most so many; no more than there are blocks of rows.
     """
-    job = np.zeros(1, JOB)
-    for name, value in fields.items():
-        job[name] = value
-    run_on_crew(_compiled(kind), job.ctypes.data, num_threads)
+    blocks = job.groups * -(-job.rows // ROWS_OF_BLOCK)
+    shared = np.array(job, np.int64)
+    run_on_crew(_compiled(kind), shared.ctypes.data, max(min(num_threads, blocks), 1))
 
 
 @njit(nogil=True, cache=True)

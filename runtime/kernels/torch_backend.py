@@ -171,7 +171,7 @@ def expert_mlp(
             else:
                 hidden = activate(hidden)
             pieces.append(linear(hidden, out_of, out_bias))
-    return torch.cat(pieces) if pieces else torch.zeros_like(values)
+    return torch.cat(pieces) if pieces else values.clone()
 
 
 def score(

@@ -136,6 +136,52 @@ def test_it_comes_first_for_tensors_on_the_processor() -> None:
     assert backends("expert_mlp", *arrays) == ["expert_cpu", "torch"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(problem=SUITED)
+@settings(max_examples=25, deadline=None)
+def test_gradients_equal_those_of_torch(dtype: torch.dtype, problem: Problem) -> None:
+    given, _ = narrowed(problem, dtype)
+    exact = {
+        name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in given.items()
+    }
+    names = [name for name in ("values", "up", "down", "up_bias", "down_bias") if given[name] is not None]
+    found, expected = (
+        torch.autograd.grad(
+            expert_mlp(**{**arguments, **dict(zip(names, leaves, strict=True))}).double().sum(),
+            leaves,
+            materialize_grads=True,
+        )
+        for arguments in (given, exact)
+        for leaves in [[arguments[name].clone().requires_grad_() for name in names]]
+    )
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        # Of the whole: in bfloat16, what cancels out to a small number keeps the errors of large ones.
+        assert (one.double() - other).norm() <= tolerance * (other.norm() + 1)
+
+
+def test_only_what_asks_for_a_gradient_gets_one() -> None:
+    given = Problem.draw([2, 0, 3], 16, 16, "silu", gated=True, biased=True, seed=0).torch(torch.float32)
+    for names in (["values"], ["down"], ["up_bias"], ["values", "up"]):
+        leaves = {name: given[name].clone().requires_grad_() for name in names}
+        expert_mlp(**{**given, **leaves}).sum().backward()
+        whole = {name: given[name].clone().requires_grad_() for name in names}
+        expert_mlp(**{**given, **whole}, backend="torch").sum().backward()
+        for name in names:
+            torch.testing.assert_close(leaves[name].grad, whole[name].grad)
+
+
+def test_functional_transforms_run_on_torch() -> None:
+    given = Problem.draw([2, 3], 8, 8, "silu", gated=True, biased=False, seed=0).torch(torch.float32)
+    values = given.pop("values")
+    derivative = torch.func.grad(lambda x: expert_mlp(x, **given).sum())(values)
+    leaf = values.clone().requires_grad_()
+    expert_mlp(leaf, **given).sum().backward()
+    torch.testing.assert_close(derivative, leaf.grad)
+
+
 def test_infinity_and_nan_stay_in_their_entry() -> None:
     given = Problem.draw([3], 16, 16, "relu", gated=False, biased=False, seed=0).torch(torch.float32)
     clean = expert_mlp(**given)

@@ -17,7 +17,7 @@ FLOATS = np.zeros((1, 2), np.float32)
 
 def test_the_fastest_backend_for_the_arrays_is_chosen() -> None:
     assert kernel("top_k", FLOATS).__module__ == "runtime.kernels.numba_cpu"
-    assert kernel("top_k", torch.zeros(1, 2)).__module__ == "runtime.kernels.torch_backend"
+    assert kernel("top_k", torch.zeros(1, 2)).__module__ == "runtime.kernels.numba_tensors"
     assert kernel("grouped_matmul", FLOATS) is reference.grouped_matmul
 
 
@@ -27,7 +27,7 @@ def test_what_a_backend_cannot_compute_falls_to_the_reference() -> None:
 
 def test_backends_are_listed_best_first() -> None:
     assert backends("top_k", FLOATS) == ["numba", "reference"]
-    assert backends("top_k", torch.zeros(1)) == ["torch"]
+    assert backends("top_k", torch.zeros(1)) == ["numba_tensors", "torch"]
 
 
 def test_the_reference_and_torch_have_every_operation() -> None:
