@@ -76,6 +76,59 @@ def bench_moe(
         console.print(f"picture: {plot}", highlight=False)
 
 
+def bench_moe_generate(
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 32,
+    tokens: Annotated[int, typer.Option(min=3, help="Tokens to generate.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each runs, after a first time.")] = 5,
+    layers: Annotated[int, typer.Option(min=1, help="Of the model.")] = 9,
+    width: Annotated[int, typer.Option(min=64, help="Of hidden states, a multiple of 64.")] = 1024,
+    inner: Annotated[int, typer.Option(min=1, help="Of one expert's hidden layer.")] = 512,
+    experts: Annotated[
+        str, typer.Option(metavar="E/K", help="Experts, and how many a token goes to.")
+    ] = "64/8",
+    vocabulary: Annotated[int, typer.Option(min=3, help="Of the model.")] = 50304,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.", metavar="DTYPE")] = "bfloat16",
+    threads: Annotated[int | None, typer.Option(help="How many.  [default: one a core]")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")
+    ] = False,
+) -> None:
+    """A random model shaped as OLMoE generates: transformers as it comes, with our experts, and all of ours, in turns.
+
+    Examples:
+
+        lexpert bench moe-generate
+
+        lexpert bench moe-generate --prompt 256 --tokens 16 --json
+    """
+    if width % 64:
+        raise UsageError(f"--width is {width}, but must be a multiple of 64, the width of an attention head")
+    if dtype not in ("bfloat16", "float32"):
+        raise UsageError(f"--dtype is {dtype!r}; choose from bfloat16 and float32")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {threads}")
+    num_experts, top_k = _pair(experts)
+
+    import torch
+
+    from evals.moe_bench.generation import Shape, compare_generation
+    from evals.moe_bench.threads import torch_threads
+
+    shape = Shape(layers, width, inner, num_experts, top_k, vocabulary)
+    with torch_threads(threads):
+        found = compare_generation(
+            shape, prompt_tokens=prompt, new_tokens=tokens, rounds=rounds, dtype=getattr(torch, dtype)
+        )
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    from rich.console import Console
+
+    from evals.moe_bench.generation_report import print_generation
+
+    print_generation(found, Console(width=None if sys.stdout.isatty() else 200))
+
+
 def _pair(text: str) -> tuple[int, int]:
     num_experts, slash, top_k = text.partition("/")
     if not slash:

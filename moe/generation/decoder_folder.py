@@ -40,9 +40,8 @@ class DecoderFolder:
         import torch
         import transformers
 
-        import moe
+        from moe.generation.bfloat16_linear import use_bfloat16_linear
 
-        del moe  # which has registered our experts
         if dtype not in DTYPES:
             raise UsageError(f"there is no dtype {dtype!r}; choose from {', '.join(DTYPES)}")
         path = Path(folder)
@@ -70,6 +69,7 @@ class DecoderFolder:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise UsageError(f"the model cannot be put on {device!r}: {_first_line(error)}") from error
+        use_bfloat16_linear(model)
         return cls(model.eval(), tokenizer)
 
 

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from evals.moe_bench.cli import bench_moe_generate
+from runtime.errors import UsageError
+
+app = typer.Typer()
+app.command()(bench_moe_generate)
+
+TINY = [
+    *("--layers", "2", "--width", "64", "--inner", "16", "--experts", "4/2", "--vocabulary", "64"),
+    *("--prompt", "3", "--tokens", "4", "--rounds", "2", "--threads", "1"),
+]
+
+
+def test_all_generate_from_the_same_weights() -> None:
+    pytest.importorskip("transformers")
+    run = CliRunner().invoke(app, [*TINY, "--dtype", "float32", "--json"], catch_exceptions=False)
+    found = json.loads(run.stdout)
+    assert set(found["generations"]) == {"transformers", "transformers with our experts", "lexpert"}
+    for generation in found["generations"].values():
+        assert len(generation["prompt_s"]) == len(generation["total_s"]) == 2
+        assert len(generation["token_s"]) == 2 * 3
+        assert min(generation["token_s"] + generation["prompt_s"]) > 0
+        assert len(generation["tokens"]) == 4
+    assert found["same_tokens"] == 1
+    assert set(found["ratios"]["transformers"].values()) == {1}
+
+
+def test_the_table_names_all() -> None:
+    pytest.importorskip("transformers")
+    shown = CliRunner().invoke(app, TINY, catch_exceptions=False).stdout
+    assert "4 experts of 16, 2 for each token; 3 tokens in, 4 out; 1 threads, 2 rounds" in shown
+    rows = [line.strip().split("  ")[0] for line in shown.splitlines()]
+    assert [row for row in rows if row in ("transformers", "transformers with our experts", "lexpert")] == [
+        "transformers",
+        "transformers with our experts",
+        "lexpert",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--width", "100"], "--width is 100"),
+        (["--experts", "4/8"], "cannot go to 8 of 4"),
+        (["--dtype", "int8"], "--dtype is 'int8'"),
+        (["--threads", "0"], "--threads must be at least 1"),
+    ],
+)
+def test_impossible_options_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        CliRunner().invoke(app, options, catch_exceptions=False)
