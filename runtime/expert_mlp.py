@@ -39,7 +39,7 @@ def expert_mlp(
         up: ``[experts, 2 · inner, width]`` when gated, the gate's rows before the others; else
             ``[experts, inner, width]``.
         down: ``[experts, width, inner]``. Both matrices may be `QuantisedWeights` instead, for torch tensors on the
-            processor and without gradients; values then meet them in 16 bits.
+            processor and without gradients; values then meet them in 16 bits, or in 8 if weights have 4.
         activation: a name of transformers', such as ``"silu"`` or ``"gelu_pytorch_tanh"``.
         gated: whether the first half of `up` is a gate.
         up_bias: ``[experts, up's rows]``.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BITS = (4, 8)
 GROUPS = (32, 128)
-DEFAULT_GROUP = 32
+DEFAULT_GROUP = 128
 BLOCK = 64
 """Columns that are packed together in 4 bits; columns are padded with zeros up to whole blocks."""
 
@@ -22,12 +22,12 @@ BLOCK = 64
 class QuantisedWeights:
     """The matrices of all experts, ``[experts, rows, columns]``, as ``scale · code``.
 
-    8 bits have one scale for each row. 4 bits have one for each `group` columns, and four codes in a word: in a block
-    of 64 columns, word `i` of 16 holds the columns ``i``, ``16 + i``, ``32 + i`` and ``48 + i`` from its lowest bits
-    upwards, each a nibble in two's complement. A word shifted is then 16 neighbouring weights in 16 lanes.
+    8 bits have one scale for each row. 4 bits have one for each `group` columns, and two codes in a byte, each stored 8
+    too high: in a block of 64 columns, byte `i` of 32 holds column `i` in its lower half and column ``32 + i`` in its
+    upper one. A half of all bytes is then 32 neighbouring weights.
 
     Attributes:
-        codes: int8 ``[experts, rows, padded]``, or int16 ``[experts, rows, padded / 4]``. `padded` is the columns
+        codes: int8 ``[experts, rows, padded]``, or uint8 ``[experts, rows, padded / 2]``. `padded` is the columns
             rounded up to a multiple of 16 (8 bits), of 64 (groups of 32) or of 128.
         scales: float32 ``[experts, rows]``, or bfloat16 ``[experts, rows, padded / group]``; may be negative.
         columns: how many there are without padding.
@@ -48,7 +48,7 @@ class QuantisedWeights:
     @property
     def padded(self) -> int:
         """Columns with padding."""
-        return self.codes.shape[2] * (4 if self.bits == 4 else 1)
+        return self.codes.shape[2] * (2 if self.bits == 4 else 1)
 
     @property
     def num_bytes(self) -> int:
@@ -64,10 +64,8 @@ class QuantisedWeights:
         if self.bits == 8:
             return (self.codes.float() * self.scales[:, :, None])[:, :, : self.columns]
         experts, rows, _ = self.codes.shape
-        words = self.codes.reshape(experts, rows, -1, 1, 16).int()
-        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int32)[:, None]
-        # Up to the top of 32 bits and down again, which repeats the sign.
-        codes = ((words >> shifts) << 28) >> 28
+        halves = self.codes.reshape(experts, rows, -1, 1, 32)
+        codes = torch.cat([halves & 15, halves >> 4], dim=3).short() - 8
         groups = codes.reshape(experts, rows, -1, self.group).float() * self.scales.float()[..., None]
         return groups.reshape(experts, rows, -1)[:, :, : self.columns]
 

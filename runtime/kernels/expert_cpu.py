@@ -84,7 +84,7 @@ def quantised_expert_mlp(
     up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
 ) -> Tensor:
-    """`expert_mlp` with weights in few bits; values in 16 bits meet them in whole numbers. No gradients."""
+    """`expert_mlp` without gradients on weights of few bits: 8, which values meet in 16, or 4, which they meet in 8."""
     into, out_of = _Matrices.of_quantised(up, up_bias), _Matrices.of_quantised(down, down_bias)
     return _run(values.detach(), offsets, into, out_of, activation=activation, gated=gated)
 
@@ -131,6 +131,7 @@ class _Matrices:
     bias: Tensor | None
     rows: int
     columns: int
+    group: int = 0
 
     @staticmethod
     def of(weights: Tensor, bias: Tensor | None) -> _Matrices:
@@ -141,7 +142,7 @@ class _Matrices:
     def of_quantised(weights: QuantisedWeights, bias: Tensor | None) -> _Matrices:
         kind = f"int4-{weights.group}" if weights.bits == 4 else "int8"
         rows, padded = weights.shape[1], weights.padded
-        return _Matrices(kind, weights.codes, weights.scales, _float32(bias), rows, padded)
+        return _Matrices(kind, weights.codes, weights.scales, _float32(bias), rows, padded, weights.group)
 
     def multiply(self, values: Tensor, offsets: Offsets, active: Offsets, result: Tensor) -> None:
         """``result[i] = weights[j] · values[i] + bias[j]`` for the entries of each active group; float32 in and out."""
@@ -149,7 +150,7 @@ class _Matrices:
 
         address, stride, value_scales, weight_scales = values.data_ptr(), values.stride(0), 0, 0
         if self.scales is not None:
-            codes, scales = _in_int16(values, self.columns)
+            codes, scales = _quantised(values, self.columns, self.group)
             address, stride, value_scales = codes.ctypes.data, self.columns, scales.ctypes.data
             weight_scales = self.scales.data_ptr()
         job = Job(
@@ -211,12 +212,16 @@ def _pieces(bounds: Offsets) -> list[Offsets]:
     return [*pieces, active[first:]]
 
 
-def _in_int16(values: Tensor, columns: int) -> tuple[Any, Any]:
-    from runtime.kernels.expert_rows import quantise_values
+def _quantised(values: Tensor, columns: int, group: int) -> tuple[Any, Any]:
+    """Codes of values and their scales, for int8 weights or, by groups of columns, for int4 ones."""
+    from runtime.kernels.expert_rows import quantise_values, quantise_values_by_group
 
-    codes = np.empty((len(values), columns), np.int16)
-    scales = np.empty(len(values), np.float32)
-    quantise_values(values.numpy(), codes, scales)
+    codes: Any = np.empty((len(values), columns), np.int8 if group else np.int16)
+    scales: Any = np.empty((len(values), columns // group, 2) if group else len(values), np.float32)
+    if group:
+        quantise_values_by_group(values.numpy(), codes, scales, group)
+    else:
+        quantise_values(values.numpy(), codes, scales)
     return codes, scales
 
 

@@ -42,8 +42,9 @@ class Job(NamedTuple):
         weights: ``[experts, rows, columns]``.
         weight_scales: float32 ``[experts, rows]`` of int8 weights, bfloat16 ``[experts, rows, columns / group]`` of
             int4 ones.
-        values: float32 ``[entries, value_stride]``; int16 for int8 and int4 weights.
-        value_scales: float32 ``[entries]``, of int16 values.
+        values: float32 ``[entries, value_stride]``; int16 for int8 weights, int8 for int4 ones.
+        value_scales: of such values, float32: ``[entries]``, or ``[entries, columns / group, 2]`` as
+            `quantise_values_by_group` makes them.
         bias: float32 ``[experts, rows]``, or 0 for none.
         result: float32 ``[entries, rows]``.
     """
@@ -98,6 +99,31 @@ def quantise_values(values: Numbers, codes: Numbers, scales: Numbers) -> None:
 
 
 @njit(nogil=True, cache=True)
+def quantise_values_by_group(values: Numbers, codes: Numbers, factors: Numbers, group: int) -> None:
+    """Each group of columns as ``factors[…, 0] · code`` in int8; ``factors[…, 1]`` is minus its sum.
+
+    Columns that only `codes` has become 0.
+    """
+    columns = values.shape[1]
+    for entry in range(len(values)):
+        codes[entry, columns:] = 0
+        for place in range(factors.shape[1]):
+            first, last = place * group, min((place + 1) * group, columns)
+            highest = np.float32(0)
+            for column in range(first, last):
+                highest = max(highest, abs(values[entry, column]))
+            inverse = np.float32(127) / highest if highest > 0 else np.float32(0)
+            total = np.int32(0)
+            for column in range(first, last):
+                code = np.int8(np.rint(values[entry, column] * inverse))
+                codes[entry, column] = code
+                total += code
+            scale = highest / np.float32(127)
+            factors[entry, place, 0] = scale
+            factors[entry, place, 1] = -scale * total
+
+
+@njit(nogil=True, cache=True)
 def _multiply_block(
     job: Any,
     expert: int,
@@ -106,6 +132,7 @@ def _multiply_block(
     weights: Numbers,
     values: Numbers,
     scales: Numbers,
+    factors: Numbers,
     group: int,
 ) -> None:
     """A block of rows of one expert times its entries, four at a time while the rows are in the cache."""
@@ -113,36 +140,37 @@ def _multiply_block(
     rows, columns, stride = job.rows, job.columns, job.value_stride
     offsets = carray(array_at(job.offsets), job.experts + 1, np.int64)
     result = carray(array_at(job.result), (job.entries, rows), np.float32)
-    packed = 4 if group else 1
+    packed = 2 if group else 1
     scale_stride = columns // group if group else 0
-    scale_base = expert * rows * scale_stride
     begin, end = offsets[expert], offsets[expert + 1]
     result[begin:end, first:last] = 0
     for left in range(0, columns, COLUMNS_OF_BLOCK):
         width = min(COLUMNS_OF_BLOCK, columns - left)
         weight, row = (expert * rows * columns + left) // packed, columns // packed
-        scale = scale_base + left // group if group else 0
+        left_groups = left // group if group else 0
+        scale = expert * rows * scale_stride + left_groups
         for entry in range(begin, end, 4):
             value, sums = entry * stride + left, entry * rows
+            factor, pairs = 2 * (entry * scale_stride + left_groups), 2 * scale_stride
             # fmt: off
             if end - entry >= 4:
                 multiply_strip(4, group, first, last, width, weights, weight, row, values, value, stride,
-                               result, sums, rows, scales, scale, scale_stride)
+                               result, sums, rows, scales, scale, scale_stride, factors, factor, pairs)
             elif end - entry == 3:
                 multiply_strip(3, group, first, last, width, weights, weight, row, values, value, stride,
-                               result, sums, rows, scales, scale, scale_stride)
+                               result, sums, rows, scales, scale, scale_stride, factors, factor, pairs)
             elif end - entry == 2:
                 multiply_strip(2, group, first, last, width, weights, weight, row, values, value, stride,
-                               result, sums, rows, scales, scale, scale_stride)
+                               result, sums, rows, scales, scale, scale_stride, factors, factor, pairs)
             else:
                 multiply_strip(1, group, first, last, width, weights, weight, row, values, value, stride,
-                               result, sums, rows, scales, scale, scale_stride)
+                               result, sums, rows, scales, scale, scale_stride, factors, factor, pairs)
             # fmt: on
 
 
 @njit(nogil=True, cache=True)
-def _finish_block(job: Any, expert: int, first: int, last: int, scaled: bool, scaled_rows: bool) -> None:
-    """Undo the scales of values and rows, and add the bias."""
+def _finish_block(job: Any, expert: int, first: int, last: int, scaled: bool) -> None:
+    """Undo the scales of int8 rows and of their values, and add the bias."""
     offsets = carray(array_at(job.offsets), job.experts + 1, np.int64)
     result = carray(array_at(job.result), (job.entries, job.rows), np.float32)
     if scaled:
@@ -150,8 +178,7 @@ def _finish_block(job: Any, expert: int, first: int, last: int, scaled: bool, sc
         row_scales = carray(array_at(job.weight_scales), (job.experts, job.rows), np.float32)
         for entry in range(offsets[expert], offsets[expert + 1]):
             for row in range(first, last):
-                factor = row_scales[expert, row] if scaled_rows else np.float32(1)
-                result[entry, row] *= value_scales[entry] * factor
+                result[entry, row] *= value_scales[entry] * row_scales[expert, row]
     if job.bias:
         bias = carray(array_at(job.bias), (job.experts, job.rows), np.float32)
         for entry in range(offsets[expert], offsets[expert + 1]):
@@ -177,8 +204,8 @@ def _float32_work(address: Any) -> None:
     values = carray(array_at(job.values), job.entries * job.value_stride, np.float32)
     expert, first, last = _take_block(address, job)
     while expert >= 0:
-        _multiply_block(job, expert, first, last, weights, values, weights, 0)
-        _finish_block(job, expert, first, last, False, False)
+        _multiply_block(job, expert, first, last, weights, values, weights, values, 0)
+        _finish_block(job, expert, first, last, False)
         expert, first, last = _take_block(address, job)
 
 
@@ -188,8 +215,8 @@ def _bfloat16_work(address: Any) -> None:
     values = carray(array_at(job.values), job.entries * job.value_stride, np.float32)
     expert, first, last = _take_block(address, job)
     while expert >= 0:
-        _multiply_block(job, expert, first, last, weights, values, weights, 0)
-        _finish_block(job, expert, first, last, False, False)
+        _multiply_block(job, expert, first, last, weights, values, weights, values, 0)
+        _finish_block(job, expert, first, last, False)
         expert, first, last = _take_block(address, job)
 
 
@@ -199,21 +226,22 @@ def _int8_work(address: Any) -> None:
     values = carray(array_at(job.values), job.entries * job.value_stride, np.int16)
     expert, first, last = _take_block(address, job)
     while expert >= 0:
-        _multiply_block(job, expert, first, last, weights, values, weights, 0)
-        _finish_block(job, expert, first, last, True, True)
+        _multiply_block(job, expert, first, last, weights, values, weights, values, 0)
+        _finish_block(job, expert, first, last, True)
         expert, first, last = _take_block(address, job)
 
 
 @njit(nogil=True, cache=True)
 def _int4_blocks(address: Any, job: Any, group: int) -> None:
     group = literally(group)
-    weights = carray(array_at(job.weights), job.experts * job.rows * job.columns // 4, np.int16)
+    weights = carray(array_at(job.weights), job.experts * job.rows * job.columns // 2, np.uint8)
     scales = carray(array_at(job.weight_scales), job.experts * job.rows * (job.columns // group), np.uint16)
-    values = carray(array_at(job.values), job.entries * job.value_stride, np.int16)
+    values = carray(array_at(job.values), job.entries * job.value_stride, np.int8)
+    factors = carray(array_at(job.value_scales), job.entries * 2 * (job.columns // group), np.float32)
     expert, first, last = _take_block(address, job)
     while expert >= 0:
-        _multiply_block(job, expert, first, last, weights, values, scales, group)
-        _finish_block(job, expert, first, last, True, False)
+        _multiply_block(job, expert, first, last, weights, values, scales, factors, group)
+        _finish_block(job, expert, first, last, False)
         expert, first, last = _take_block(address, job)
 
 

@@ -29,12 +29,13 @@ FLOAT = ir.FloatType()
 FLOATS = ir.VectorType(FLOAT, LANES)
 INTS32 = ir.VectorType(ir.IntType(32), LANES)
 INTS16 = ir.VectorType(ir.IntType(16), 2 * LANES)
+BYTES = ir.VectorType(ir.IntType(8), 4 * LANES)
 FUSED = ("contract",)
 
 ROWS = {1: 4, 2: 4, 3: 3, 4: 3}
 """Rows of a tile by its tokens: so many that their sums fill up to twelve of sixteen registers."""
 
-INT4_ROWS = {1: 4, 2: 2, 3: 1, 4: 1}
+INT4_ROWS = {1: 4, 2: 4, 3: 3, 4: 1}
 """The same for int4, where the unpacked codes of one row need registers too."""
 
 Step = Callable[[Any, list[Any]], list[Any]]
@@ -61,6 +62,9 @@ def multiply_strip(
     scales: Any,
     scale: Any,  # noqa: ARG001
     scale_stride: Any,  # noqa: ARG001
+    factors: Any,
+    factor: Any,  # noqa: ARG001
+    factor_stride: Any,  # noqa: ARG001
 ) -> Any:
     """Add the products of rows ``[first_row, last_row)`` with a few tokens to their sums, tile by tile.
 
@@ -75,19 +79,21 @@ def multiply_strip(
     - uint16: the same in bfloat16, with float32 values.
     - int8: the same, with int16 values and a multiple of 16 columns; exact while the sums of every 16th column fit
       into int32, see `runtime.kernels.expert_rows.COLUMNS_OF_BLOCK`.
-    - int16: int4 codes, packed as `runtime.expert_weights` says, times the bfloat16
-      ``scales[scale + r · scale_stride + c // group]``; int16 values, a multiple of `group` and of 64 columns.
+    - uint8: int4 codes, packed as `runtime.expert_weights` says, times the bfloat16
+      ``scales[scale + r · scale_stride + c // group]``; int8 values, a multiple of `group` and of 64 columns. Values
+      have a scale for each group too: ``factors[factor + t · factor_stride + 2 · (c // group)]``, and behind it the
+      group's sum of values times that scale, negative, which takes back that codes are stored 8 too high.
 
     `tokens`, at most 4, and `group`, the columns that share a scale, are literals.
     """
     if not isinstance(tokens, types.IntegerLiteral) or not isinstance(group, types.IntegerLiteral):
         return None
-    rows = (INT4_ROWS if weights.dtype == types.int16 else ROWS)[tokens.literal_value]
+    rows = (INT4_ROWS if weights.dtype == types.uint8 else ROWS)[tokens.literal_value]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = {
             name: context.make_array(signature.args[place])(context, builder, arguments[place]).data
-            for name, place in (("weights", 5), ("values", 8), ("sums", 11), ("scales", 14))
+            for name, place in (("weights", 5), ("values", 8), ("sums", 11), ("scales", 14), ("factors", 17))
         }
         token_starts = _starts(builder, data["values"], arguments[9], arguments[10], tokens.literal_value)
 
@@ -96,13 +102,19 @@ def multiply_strip(
             row_starts = _starts(builder, data["weights"], begin, builder.mul(arguments[7], apart), height)
             if weights.dtype == types.int8:
                 kind, step_columns, step = INTS32, 2 * LANES, _int8_step(builder, row_starts, token_starts)
-            elif weights.dtype == types.int16:
+            elif weights.dtype == types.uint8:
                 begin = builder.add(arguments[15], builder.mul(row, arguments[16]))
                 scale_stride = builder.mul(arguments[16], apart)
                 scale_starts = _starts(builder, data["scales"], begin, scale_stride, height)
+                factor_starts = _starts(
+                    builder, data["factors"], arguments[18], arguments[19], tokens.literal_value
+                )
                 size = group.literal_value
                 kind, step_columns = FLOATS, max(size, 64)
-                step = _int4_step(builder, row_starts, token_starts, scale_starts, size)
+                has_avx2 = "+avx2" in context.codegen().magic_tuple()[2]
+                step = _int4_step(
+                    builder, row_starts, token_starts, scale_starts, factor_starts, size, has_avx2
+                )
             else:
                 load = _load_float32 if weights.dtype == types.float32 else _load_bfloat16
                 kind, step_columns, step = FLOATS, LANES, _float_step(builder, row_starts, token_starts, load)
@@ -130,7 +142,7 @@ def multiply_strip(
         return context.get_dummy_value()
 
     place = (types.int64, types.int64)
-    arguments = (weights, *place, values, *place, sums, *place, scales, *place)
+    arguments = (weights, *place, values, *place, sums, *place, scales, *place, factors, *place)
     return types.void(tokens, group, types.int64, types.int64, types.int64, *arguments), generate
 
 
@@ -170,25 +182,41 @@ def _int8_step(builder: Any, row_starts: list[Any], token_starts: list[Any]) -> 
 
 
 def _int4_step(
-    builder: Any, row_starts: list[Any], token_starts: list[Any], scale_starts: list[Any], group: int
+    builder: Any,
+    row_starts: list[Any],
+    token_starts: list[Any],
+    scale_starts: list[Any],
+    factor_starts: list[Any],
+    group: int,
+    has_avx2: bool,
 ) -> Step:
     def step(column: Any, before: list[Any]) -> list[Any]:
         after = list(before)
         for first in range(0, max(group, 64), group):
             begin = builder.add(column, INT(first))
+            place = builder.sdiv(begin, INT(group))
             for r, (row, scales) in enumerate(zip(row_starts, scale_starts, strict=True)):
                 weights = _unpacked(builder, row, column, first, group)
-                scale = builder.load(builder.gep(scales, [builder.sdiv(begin, INT(group))]))
-                factor = _splat_value(builder, _widen_bfloat16(builder, scale))
-                for t, start in enumerate(token_starts):
-                    total = ir.Constant(INTS32, None)
+                scale = builder.load(builder.gep(scales, [place]))
+                weight_factor = _splat_value(builder, _widen_bfloat16(builder, scale))
+                for t, (start, factors) in enumerate(zip(token_starts, factor_starts, strict=True)):
+                    total = ir.Constant(INTS16, None)
                     for part, weight in enumerate(weights):
-                        here = builder.gep(start, [builder.add(begin, INT(part * 2 * LANES))])
-                        pairs = _multiply_and_add_pairs(builder, weight, _load(builder, here, INTS16, 2))
+                        here = builder.gep(start, [builder.add(begin, INT(part * 4 * LANES))])
+                        value = _load(builder, here, BYTES, 1)
+                        pairs = _multiply_and_add_bytes(builder, weight, value, has_avx2)
+                        # At most 4 · 2 · 15 · 127, which fits into int16.
                         total = builder.add(total, pairs)
-                    product = builder.fmul(builder.sitofp(total, FLOATS), factor, flags=FUSED)
-                    place = t * len(row_starts) + r
-                    after[place] = builder.fadd(product, after[place], flags=FUSED)
+                    value_factor, shift = (
+                        _splat_value(builder, builder.load(builder.gep(factors, [at])))
+                        for doubled in [builder.mul(place, INT(2))]
+                        for at in (doubled, builder.add(doubled, INT(1)))
+                    )
+                    whole = builder.sitofp(_add_pairs(builder, total), FLOATS)
+                    shifted = builder.fadd(builder.fmul(whole, value_factor, flags=FUSED), shift, flags=FUSED)
+                    at = t * len(row_starts) + r
+                    product = builder.fmul(shifted, weight_factor, flags=FUSED)
+                    after[at] = builder.fadd(product, after[at], flags=FUSED)
         return after
 
     return step
@@ -281,16 +309,39 @@ def _widen_bfloat16(builder: Any, half: Any) -> Any:
 
 
 def _unpacked(builder: Any, row: Any, column: Any, first: int, group: int) -> list[Any]:
-    """int16 weights of the columns from ``column + first``: four codes to a word, 16 words to 64 columns."""
+    """uint8 codes of the columns from ``column + first``: 32 bytes to 64 columns, the low nibbles first."""
     unpacked = []
-    for begin in range(first, first + group, 2 * LANES):
-        block, quarter = divmod(begin, 64)
-        words = builder.gep(row, [builder.add(builder.sdiv(column, INT(4)), INT(16 * block))])
-        codes = _load(builder, words, INTS16, 2)
-        # Up to the top of the word, then down with the sign.
-        left = 12 - 4 * (quarter // (2 * LANES))
-        unpacked.append(builder.ashr(builder.shl(codes, _splat(INTS16, left)), _splat(INTS16, 12)))
+    for begin in range(first, first + group, 4 * LANES):
+        block, high = divmod(begin, 64)
+        address = builder.gep(row, [builder.add(builder.sdiv(column, INT(2)), INT(32 * block))])
+        codes = _load(builder, address, BYTES, 1)
+        unpacked.append(
+            builder.lshr(codes, _splat(BYTES, 4)) if high else builder.and_(codes, _splat(BYTES, 15))
+        )
     return unpacked
+
+
+def _multiply_and_add_bytes(builder: Any, unsigned: Any, signed: Any, has_avx2: bool) -> Any:
+    """int16 sums of neighbouring products of bytes.
+
+    LLVM knows AVX2's instruction for it by the limits of int16 alone, which it leaves out where codes of 4 bits cannot
+    reach them; so it is named.
+    """
+    if has_avx2:
+        name, kind = "llvm.x86.avx2.pmadd.ub.sw", ir.FunctionType(INTS16, [BYTES, BYTES])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [unsigned, signed])
+    undefined, products = ir.Constant(BYTES, ir.Undefined), []
+    for parity in (0, 1):
+        chosen = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), list(range(parity, 4 * LANES, 2)))
+        one = builder.zext(builder.shuffle_vector(unsigned, undefined, chosen), INTS16)
+        other = builder.sext(builder.shuffle_vector(signed, undefined, chosen), INTS16)
+        products.append(builder.mul(one, other))
+    return builder.add(*products)
+
+
+def _add_pairs(builder: Any, numbers: Any) -> Any:
+    """int32 sums of neighbouring int16 numbers."""
+    return _multiply_and_add_pairs(builder, numbers, _splat(INTS16, 1))
 
 
 def _multiply_and_add_pairs(builder: Any, one: Any, other: Any) -> Any:

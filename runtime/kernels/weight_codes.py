@@ -33,11 +33,11 @@ def round_to_codes(weights: Numbers, *, lowest: int, highest: int) -> tuple[NDAr
     return codes, scales
 
 
-def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.int16]:
-    """int8 ``[rows, columns]`` in ``[-8, 7]`` to int16 ``[rows, columns / 4]``; see `QuantisedWeights`."""
-    blocks = codes.reshape(len(codes), -1, 4, 16).astype(np.uint16) & 15
-    words = blocks[:, :, 0] | blocks[:, :, 1] << 4 | blocks[:, :, 2] << 8 | blocks[:, :, 3] << 12
-    return words.reshape(len(codes), -1).view(np.int16)
+def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """int8 ``[rows, columns]`` in ``[-8, 7]`` to uint8 ``[rows, columns / 2]``; see `QuantisedWeights`."""
+    blocks = (codes + 8).astype(np.uint8).reshape(len(codes), -1, 2, 32)
+    packed = (blocks[:, :, 0] | blocks[:, :, 1] << 4).reshape(len(codes), -1)
+    return packed.astype(np.uint8, copy=False)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"})

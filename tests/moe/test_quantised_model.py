@@ -24,7 +24,9 @@ def test_a_rounded_model_computes_what_its_rounded_weights_say(model_type: str, 
         layer.mlp.experts.gate_up_proj.data = up.dequantise()
         layer.mlp.experts.down_proj.data = down.dequantise()
     logits, expected = rounded(ids()).logits, exact(ids()).logits
-    assert (logits - expected).norm() / expected.norm() < 2e-3  # values meet rounded weights in 16 bits
+    assert (logits - expected).norm() / expected.norm() < (
+        2e-3 if bits == 8 else 1e-2
+    )  # values meet rounded weights in 16 or 8 bits
     assert rounded.generate(ids(1), max_new_tokens=3, do_sample=False).shape == (1, 10)
 
 

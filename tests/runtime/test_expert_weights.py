@@ -28,9 +28,8 @@ def plain(weights: QuantisedWeights) -> Any:
             scale = weights.scales[expert, row]
         else:
             block, inside = divmod(column, 64)
-            quarter, word = divmod(inside, 16)
-            bits = int(weights.codes[expert, row, 16 * block + word]) >> (4 * quarter) & 15
-            code = bits - 16 if bits >= 8 else bits
+            half, byte = divmod(inside, 32)
+            code = (int(weights.codes[expert, row, 32 * block + byte]) >> (4 * half) & 15) - 8
             scale = weights.scales[expert, row, column // weights.group]
         result[expert, row, column] = code * float(scale)
     return result
@@ -83,10 +82,10 @@ def test_matrices_are_taken_one_by_one() -> None:
             drawn.append(number)
             yield torch.full((2, 32), float(number + 1), dtype=torch.bfloat16)
 
-    weights = quantise_experts(matrices())
+    weights = quantise_experts(matrices(), group=32)
     assert drawn == [0, 1, 2]
     torch.testing.assert_close(weights.dequantise()[2], torch.full((2, 32), 3.0), rtol=5e-3, atol=0)
-    assert weights.num_bytes == 3 * 2 * (32 + 2 * 2)
+    assert weights.num_bytes == 3 * 2 * (32 + 2 * 2)  # 32 columns become 64, in two groups
 
 
 @pytest.mark.parametrize(("bits", "group"), FORMATS)
@@ -98,10 +97,13 @@ def test_products_equal_those_of_the_dequantised_weights(bits: int, group: int, 
         return
     quantised = {name: quantise_experts(given[name], bits=bits, group=group) for name in ("up", "down")}
     result = expert_mlp(**{**given, **quantised})
-    # Values in 15 bits and a sign: an error of 2**-16 of the largest one, 40 times, through two products.
+    # Values meet weights in 15 bits and a sign, or with weights of 4 bits in 7 and a sign, group by group.
     exact = {name: weights.dequantise().contiguous() for name, weights in quantised.items()}
     expected = expert_mlp(**{**given, **exact}, backend="torch")
-    torch.testing.assert_close(result, expected, rtol=2e-3, atol=2e-3)
+    if bits == 8:
+        torch.testing.assert_close(result, expected, rtol=2e-3, atol=2e-3)
+    else:
+        assert (result - expected).norm() <= 0.03 * (expected.norm() + 1)
 
 
 @pytest.mark.parametrize(("bits", "group"), FORMATS)
@@ -120,7 +122,7 @@ def test_bfloat16_values_stay_bfloat16() -> None:
 
 
 def test_what_cannot_be_quantised_says_why() -> None:
-    with pytest.raises(UsageError, match="not 5 bits in groups of 32"):
+    with pytest.raises(UsageError, match="not 5 bits in groups of 128"):
         quantise_experts(torch.ones(1, 2, 32), bits=5)
     with pytest.raises(UsageError, match="no expert to quantise"):
         quantise_experts([])
