@@ -70,6 +70,11 @@ class Timing:
         return statistics.median(self.seconds)
 
     @property
+    def least_s(self) -> float:
+        """The fastest run: where other work disturbs most of them, it says more than the median."""
+        return min(self.seconds)
+
+    @property
     def of_bound(self) -> float:
         """Share of the attainable speed."""
         return self.bound_s / self.median_s
@@ -82,6 +87,8 @@ class Result:
     Attributes:
         bandwidth: bytes a second of a streaming read, median.
         operations: float32 operations a second of a large product, median.
+        best_bandwidth, best_operations: the same at their best.
+        work: float operations of the case.
         others: share of the cores that other processes had meanwhile.
         routing_share: of routing, dispatch and combine in the whole layer.
         left_out: peers that were not run, and why.
@@ -91,6 +98,9 @@ class Result:
     timings: list[Timing] = field(default_factory=list)
     bandwidth: float = 0.0
     operations: float = 0.0
+    best_bandwidth: float = 0.0
+    best_operations: float = 0.0
+    work: int = 0
     others: float | None = None
     routing_share: float | None = None
     left_out: list[str] = field(default_factory=list)
@@ -98,14 +108,31 @@ class Result:
     def timing(self, name: str) -> Timing | None:
         return next((timing for timing in self.timings if timing.name == name), None)
 
+    def peers(self, precision: str) -> list[Timing]:
+        return [timing for timing in self.timings if timing.name.endswith(f"/{precision}")]
+
     def best_peer(self, precision: str) -> Timing | None:
-        peers = [timing for timing in self.timings if timing.name.endswith(f"/{precision}")]
-        return min(peers, key=lambda timing: timing.median_s, default=None)
+        return min(self.peers(precision), key=lambda timing: timing.median_s, default=None)
 
     def ratio(self, precision: str) -> float | None:
         """The best peer's time over ours, at one precision; above 1 we are faster."""
         ours, best = self.timing(OURS), self.best_peer(precision)
         return best.median_s / ours.median_s if ours and best else None
+
+    @property
+    def ratio_of_least(self) -> float | None:
+        """`ratio` of fastest runs, at the precision at which peers are best off."""
+        ours, peers = self.timing(OURS), self.peers(self.same_precision)
+        return min(peer.least_s for peer in peers) / ours.least_s if ours and peers else None
+
+    @property
+    def of_bound_at_best(self) -> float | None:
+        """Share that our fastest run has of what the fastest reading and the fastest product allow."""
+        ours = self.timing(OURS)
+        if ours is None:
+            return None
+        bound = max(ours.bytes / self.best_bandwidth, self.work / self.best_operations)
+        return bound / ours.least_s
 
     @property
     def same_precision(self) -> str:
@@ -141,6 +168,8 @@ class Found:
                     **asdict(result),
                     "ratio": result.ratio(result.same_precision),
                     "ratio_as_it_comes": result.ratio(AS_IT_COMES),
+                    "ratio_of_least": result.ratio_of_least,
+                    "of_bound_at_best": result.of_bound_at_best,
                     "timings": [
                         {**asdict(timing), "median_s": timing.median_s, "of_bound": timing.of_bound}
                         for timing in result.timings
@@ -195,6 +224,8 @@ def _measure(layer: Layer, case: Case, rounds: int, machine: Machine) -> Result:
     finally:
         torch.set_float32_matmul_precision(before)
     result.bandwidth, result.operations = statistics.median(bandwidths), statistics.median(speeds)
+    result.best_bandwidth, result.best_operations = max(bandwidths), max(speeds)
+    result.work = layer.operations(case.tokens)
     result.others = other_work.share()
     for name, timing in timings.items():
         # The first run compiles, and finds its memory unmapped.
@@ -202,7 +233,7 @@ def _measure(layer: Layer, case: Case, rounds: int, machine: Machine) -> Result:
         timing.bytes = statistics.fmean(needed[name])
         to_read, to_compute = (
             timing.bytes / result.bandwidth,
-            layer.operations(case.tokens) / result.operations,
+            result.work / result.operations,
         )
         timing.bound_s, timing.limit = max((to_read, "bytes"), (to_compute, "operations"))
     result.timings = list(timings.values())

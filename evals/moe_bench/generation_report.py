@@ -44,8 +44,8 @@ def print_generation(found: Comparison, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"medians; × is how many times as fast as transformers as it comes; {found.same_tokens:.0%} of the tokens "
-        "before the first that ours chose otherwise",
+        "medians; × is how many times as fast as transformers as it comes; the first "
+        f"{found.same_tokens:.0%} of the tokens are the same (roundings differ)",
         highlight=False,
     )
     if found.others is not None and found.others > BUSY:

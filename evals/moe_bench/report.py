@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from evals.moe_bench.comparison import AS_IT_COMES, Found, Result
+from evals.moe_bench.comparison import AS_IT_COMES, Found
 from evals.moe_bench.layer import OURS, QUANTISED
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def _layers(found: Found) -> Table:
         "ms",
         "ratio",
         "as it comes",
+        "fastest runs",
+        "of the limit",
         "routing",
         "others",
     )
@@ -92,8 +94,10 @@ def _layers(found: Found) -> Table:
             ours.limit,
             best.name,
             _milliseconds(best.median_s),
-            _times(result, result.same_precision),
-            _times(result, AS_IT_COMES),
+            _times(result.ratio(result.same_precision)),
+            _times(result.ratio(AS_IT_COMES)),
+            _times(result.ratio_of_least),
+            f"{result.of_bound_at_best:.0%}" if result.of_bound_at_best else "",
             f"{result.routing_share:.1%}" if result.routing_share is not None else "",
             f"{result.others:.0%}" if result.others is not None else "",
         )
@@ -127,6 +131,5 @@ def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.2f}" if seconds < 0.1 else f"{1e3 * seconds:,.0f}"
 
 
-def _times(result: Result, precision: str) -> str:
-    ratio = result.ratio(precision)
+def _times(ratio: float | None) -> str:
     return f"{ratio:.2f}×" if ratio else ""
