@@ -53,12 +53,18 @@ class DecoderFolder:
             raise NotFoundError(f"{path} has a config.json, but no weights; copy *.safetensors into it")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         options = {"dtype": dtype, "experts_implementation": "lexpert", "local_files_only": True}
+        progress = transformers.utils.logging
+        shown = progress.is_progress_bar_enabled()
+        progress.disable_progress_bar()  # it ignores whether there is a terminal
         try:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
         except Exception as error:
             if isinstance(error, MemoryError):
                 raise
             raise FormatError(f"{path} cannot be loaded as a decoder: {_first_line(error)}") from error
+        finally:
+            if shown:
+                progress.enable_progress_bar()
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         except Exception as error:

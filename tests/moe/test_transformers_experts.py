@@ -207,10 +207,9 @@ def test_experts_of_other_processes_add_nothing(name: str, compiled: bool) -> No
     torch.testing.assert_close(run(experts, hidden, index, weights), expected)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss"])
-def test_compiled_models_are_one_graph_and_equal(model_type: str) -> None:
+def test_compiled_models_are_one_graph_and_equal() -> None:
     torch.compiler.reset()
-    model = model_of(model_type)
+    model = model_of("mixtral")
     expected = model(ids(), labels=ids(), use_cache=False)
     expected.loss.backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
