@@ -22,10 +22,10 @@ from retrieval.index.scorable import scorable
 from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER, Segment
 from retrieval.index.stored_encoder import StoredEncoder
 from retrieval.search.batch import Found, Part, Scratch, search_batch
+from retrieval.search.counters import SearchCounters
 from retrieval.search.explain import Explanation, explain_score
 from retrieval.search.filters import Filter, check_filter, matching
 from retrieval.search.hits import Hits
-from retrieval.search.tiered import SearchCounters
 from retrieval.search.traversal import Mode, Traversal, choose_traversal
 from runtime.activations import SparseActivations
 from runtime.cores import available_cores

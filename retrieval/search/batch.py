@@ -12,15 +12,10 @@ from numpy.typing import NDArray
 
 from retrieval.index.segment import Segment
 from retrieval.index.tiered_postings import TieredPostings
+from retrieval.search.counters import SearchCounters
 from retrieval.search.exhaustive import search_windows
-from retrieval.search.tiered import (
-    APPROXIMATE_MODE,
-    EXACT_MODE,
-    EXHAUSTIVE_MODE,
-    SearchCounters,
-    TieredScratch,
-    search_tiers,
-)
+from retrieval.search.tiered import APPROXIMATE_MODE, EXACT_MODE, EXHAUSTIVE_MODE, search_tiers
+from retrieval.search.tiered_scratch import TieredScratch
 from retrieval.search.top_k import MOST_ROWS, room_for, sort_best_first
 from retrieval.search.traversal import Traversal
 from runtime.activations import SparseActivations

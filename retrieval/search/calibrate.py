@@ -15,7 +15,8 @@ from retrieval.index.calibration import Calibration, CalibrationPoint
 from retrieval.index.scorable import scorable
 from retrieval.index.sparse_index import SparseIndex
 from retrieval.search.batch import Found
-from retrieval.search.tiered import POSTINGS_PER_SCORED, SearchCounters
+from retrieval.search.counters import SearchCounters
+from retrieval.search.tiered import POSTINGS_PER_SCORED
 from retrieval.search.traversal import Traversal
 from runtime.activations import SparseActivations
 from runtime.cores import available_cores

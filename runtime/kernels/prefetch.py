@@ -8,6 +8,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+LINE_BYTES = 64
+"""What one request brings in."""
 READ, KEEP_IN_ALL_CACHES, DATA = 0, 3, 1
 
 

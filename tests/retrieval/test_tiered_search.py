@@ -17,7 +17,7 @@ import retrieval.search.batch
 import retrieval.search.traversal
 from retrieval import IndexWriter, SparseIndex
 from retrieval.encoders.precomputed import PrecomputedEncoder
-from retrieval.search.tiered import SearchCounters
+from retrieval.search.counters import SearchCounters
 from runtime.activations import SparseActivations
 from runtime.errors import UsageError
 from tests.oracles.brute_force import scores_of, top_k

@@ -91,7 +91,7 @@ class Lexpert(Engine):
         self._search(queries, k, setting, threads)
 
     def work(self, queries: list[Any], k: int, setting: Options) -> dict[str, float] | None:
-        from retrieval.search.tiered import SearchCounters
+        from retrieval.search.counters import SearchCounters
 
         counters = SearchCounters()
         for query in queries[:COUNTED]:
