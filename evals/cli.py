@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evals.language_model_cli import lm_command
 from runtime.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Evaluate encoders, measure run files, compare systems.",
+    help="Evaluate encoders and language models, measure run files, compare systems.",
 )
+app.command("lm")(lm_command)
 
 EncoderOption = Annotated[
     str, typer.Option("--encoder", help="bm25, a folder of a model, or its name on the Hugging Face hub.")

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from moe.generation.cli import generate_command
+from moe.stats.cli import stats_command
+from moe.training.cli import train_command
 from runtime.errors import InputError, NotFoundError
 
 app = typer.Typer(
@@ -22,6 +24,8 @@ CheckOption = Annotated[
 ]
 
 app.command("generate")(generate_command)
+app.command("train")(train_command)
+app.command("stats")(stats_command)
 
 
 @app.command("upcycle")
@@ -45,7 +49,7 @@ def upcycle_command(
     router: Annotated[
         str | None,
         typer.Option(
-            help="random, hidden-means or clusters; split has its own, gates.  [default: random]",
+            help="random, hidden-means or clusters; of split: gates or contributions.  [default: random, or gates]",
             metavar="ROUTER",
         ),
     ] = None,
@@ -89,6 +93,8 @@ def upcycle_command(
         lexpert moe upcycle llama out --method granular --granularity 4 --experts 32 --top-k 8
 
         lexpert moe upcycle llama out --router clusters --sample corpus.txt
+
+        lexpert moe upcycle llama out --method split --experts 64 --top-k 48 --router contributions --sample corpus.txt
     """
     from dataclasses import asdict
 

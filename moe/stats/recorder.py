@@ -1,0 +1,130 @@
+"""What the routers of a model decide, recorded as it runs: of transformers' decoders and of our encoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from moe.layer import MoELayer
+from moe.routing.router import Routing
+from runtime.activations import SparseActivations
+from runtime.regularizers import load_balance, z_loss
+from runtime.select import TopK
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerRouting:
+    """What one router decided in one pass.
+
+    Attributes:
+        layer: name of the router's module in the model.
+        gates: ``[tokens, experts]``, the experts of each token.
+        losses: scalars with gradients, not scaled; ``"load_balance"`` is 1 when even, ``"z"`` is the z-loss.
+        capacity: most tokens that an expert takes; None drops nothing.
+    """
+
+    layer: str
+    gates: SparseActivations
+    losses: dict[str, Tensor]
+    capacity: int | None = None
+
+
+class RoutingRecorder:
+    """Records while its ``with`` block lasts; `take` hands out what came since the last call.
+
+    Routers of transformers are those whose logits the model's class says it can record. Their losses are computed
+    layer by layer from these logits: transformers' own auxiliary loss pools all layers first, and finds layers that
+    collapsed onto different experts well balanced. The experts are those that the router returns, or, of one that
+    returns none, the k of the highest logits.
+
+    Every token counts; pass texts without padding, or a model of ours, which leaves padding out.
+
+    Attributes:
+        layers: names of the routers' modules, from the bottom; empty for a dense model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._routers = dict(_routers(model))
+        self._handles: list[Any] = []
+        self._routings: dict[str, LayerRouting] = {}
+
+    @property
+    def layers(self) -> list[str]:
+        return list(self._routers)
+
+    def __enter__(self) -> Self:
+        for name, (module, index) in self._routers.items():
+            self._handles.append(module.register_forward_hook(self._hook(name, index)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._routings.clear()
+
+    def take(self) -> list[LayerRouting]:
+        """What each router decided in the last pass, from the bottom."""
+        taken = [self._routings[name] for name in self._routers if name in self._routings]
+        self._routings.clear()
+        return taken
+
+    def _hook(self, name: str, index: int | None) -> Any:
+        def record(module: nn.Module, inputs: Any, output: Any) -> None:
+            del inputs
+            if name in self._routings:
+                return  # checkpointing comes here again in the backward pass
+            if index is None:
+                routing: Routing = output[1]
+                found = LayerRouting(name, routing.gates, routing.losses, routing.capacity)
+            else:
+                found = _of_logits(name, module, output, index)
+            self._routings[name] = found
+
+        return record
+
+
+def _of_logits(name: str, router: nn.Module, output: Any, index: int) -> LayerRouting:
+    outputs = output if isinstance(output, tuple | list) else (output,)
+    logits: Tensor = outputs[index].float()
+    logits = logits.reshape(-1, logits.shape[-1])
+    probabilities = logits.softmax(1)
+    units = next((value for value in outputs if _is_selection(value, logits)), None)
+    if units is None:
+        units = TopK(int(router.top_k))(logits.detach()).units.reshape(len(logits), -1)  # type: ignore[arg-type]
+    units = units.reshape(len(logits), -1)
+    gates = SparseActivations.from_topk(
+        units, probabilities.detach().gather(1, units.long()), logits.shape[1]
+    )
+    losses = {"load_balance": load_balance(gates, probabilities), "z": z_loss(logits)}
+    return LayerRouting(name, gates, losses)
+
+
+def _is_selection(value: Any, logits: Tensor) -> bool:
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.ndim < 2:
+        return False
+    return value.numel() // value.shape[-1] == len(logits) and value.shape[-1] <= logits.shape[1]
+
+
+def _routers(model: nn.Module) -> list[tuple[str, tuple[nn.Module, int | None]]]:
+    """Each router with the place of its logits among its outputs; None for a layer of ours."""
+    targets: dict[type[nn.Module], int] = {}
+    for module in model.modules():
+        recorders = (getattr(module, "_can_record_outputs", None) or {}).get("router_logits", ())
+        for recorder in recorders if isinstance(recorders, list | tuple) else (recorders,):
+            target: Any = getattr(recorder, "target_class", recorder)
+            targets[target] = getattr(recorder, "index", 0)
+    found: list[tuple[str, tuple[nn.Module, int | None]]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, MoELayer):
+            found.append((name, (module, None)))
+        elif type(module) in targets:
+            found.append((name, (module, targets[type(module)])))
+    names = [name for name, _ in found]
+    # JetMoE hands on the logits of a router inside its attention: that router is enough.
+    return [entry for entry in found if not any(name.startswith(f"{entry[0]}.") for name in names)]

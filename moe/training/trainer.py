@@ -1,0 +1,261 @@
+"""The Trainer of transformers with the losses of routers, their statistics, and checkpoints that are whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from moe.routing.balance import update_biases
+from moe.stats.layer_activity import LayerActivity
+from moe.stats.recorder import LayerRouting, RoutingRecorder
+from moe.training.blocks import Batch, TokenBlocks, stack
+from moe.training.objective import Loss
+from moe.training.run_folder import RunFolder
+from moe.training.settings import TrainingSettings
+from moe.training.step_log import Record, StepLog
+from runtime.errors import InputError, LexpertError
+from runtime.progress import Advance
+
+
+class ExpertTrainer(transformers.Trainer):
+    """Trains on blocks of tokens: the loss of the objective, and with it that of each layer's router.
+
+    In evaluation the loss is that of the objective alone, so that dense and sparse models compare.
+
+    Args:
+        model: of transformers, dense or with experts.
+        settings: what is asked for.
+        loss: of the objective.
+        training, evaluation: blocks.
+        run: where checkpoints go.
+        log: where the figures of each step go.
+        advance: called with 1 after each step.
+        at_start: whether to evaluate before the first step.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        settings: TrainingSettings,
+        loss: Loss,
+        training: TokenBlocks,
+        evaluation: TokenBlocks,
+        run: RunFolder,
+        log: StepLog,
+        advance: Advance,
+        *,
+        at_start: bool,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=_arguments(settings, run, model, at_start),
+            data_collator=stack,
+            train_dataset=training,
+            eval_dataset=evaluation,
+            callbacks=[_EachStep(advance, self._set_balance, update_biases if _has_balance(model) else None)],
+        )
+        self.remove_callback(transformers.PrinterCallback)
+        # The mean over a batch is the loss, and batches of a step are averaged.
+        self.model_accepts_loss_kwargs = False
+        self.balance_coefficient = settings.balance
+        self._settings, self._loss, self._run, self._log = settings, loss, run, log
+        self._model_config = model.config
+        self._recorder = RoutingRecorder(model)
+        self._figures = _StepFigures()
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Mean of the objective over a batch, plus the routers' losses; what transformers calls in training."""
+        del num_items_in_batch
+        with self._recorder:
+            loss = self._loss(model, inputs["input_ids"], None)
+            routings = self._recorder.take()
+        self._figures.add(loss, routings, inputs["input_ids"].numel())
+        # Losses that only some routers have keep the coefficients of the model's configuration.
+        coefficients = dict(getattr(self._model_config, "router_losses", None) or {})
+        coefficients |= {"load_balance": self.balance_coefficient, "z": self._settings.z}
+        for routing in routings:
+            for name, coefficient in coefficients.items():
+                if name in routing.losses:
+                    loss = loss + coefficient * routing.losses[name]
+        return (loss, None) if return_outputs else loss
+
+    @torch.no_grad()
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The objective over a batch of held-out blocks; masks are the same in each evaluation."""
+        del prediction_loss_only, ignore_keys
+        ids = self._prepare_inputs(inputs)["input_ids"]
+        return self._loss(model, ids, torch.Generator().manual_seed(self._settings.seed)), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
+        """Write the figures of a step, or of an evaluation; transformers calls this with its own figures."""
+        step = self.state.global_step
+        if "eval_loss" in logs:
+            loss = logs["eval_loss"]
+            record: Record = {"step": step, "held_out_loss": loss, "held_out_perplexity": perplexity(loss)}
+        elif "loss" in logs:
+            record = {"step": step, "loss": logs["loss"], **self._figures.take()}
+            record["balance_coefficient"] = self.balance_coefficient
+            record |= {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
+            if not math.isfinite(logs["loss"]):
+                raise LexpertError(
+                    f"the loss is {logs['loss']} at step {step}; go on from an earlier checkpoint with a lower "
+                    "learning rate, or a warmup"
+                )
+        else:
+            return
+        self._log.add(record)
+        super().log({name: value for name, value in record.items() if name not in ("step", "layers")})
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self._log.flush()
+        self._run.finish_checkpoint(self.state.global_step, self._settings.keep)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{resume_from_checkpoint} does not fit the model: {str(error).splitlines()[0]}"
+            ) from error
+
+    def _set_balance(self, step: int) -> None:
+        self.balance_coefficient = self._settings.balance_schedule(step)
+
+
+def perplexity(loss: float) -> float:
+    """``exp`` of a mean cross-entropy; infinite where that has no number."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+class _EachStep(transformers.TrainerCallback):
+    """What happens around each step: schedule, balancing biases, progress, and a last evaluation."""
+
+    def __init__(
+        self,
+        advance: Advance,
+        set_balance: Callable[[int], None],
+        update_biases: Callable[[torch.nn.Module], int] | None,
+    ) -> None:
+        self._advance = advance
+        self._set_balance = set_balance
+        self._update_biases = update_biases
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        del args, control, rest
+        self._set_balance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        del args
+        if self._update_biases is not None:
+            self._update_biases(rest["model"])
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+        self._advance(1)
+
+
+class _StepFigures:
+    """Figures of the batches of one step."""
+
+    def __init__(self) -> None:
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._losses: list[float] = []
+        self._tokens = 0
+        self._layers: dict[str, LayerActivity] = {}
+
+    def add(self, loss: Tensor, routings: list[LayerRouting], tokens: int) -> None:
+        self._losses.append(float(loss.detach()))
+        self._tokens += tokens
+        for routing in routings:
+            activity = self._layers.setdefault(
+                routing.layer, LayerActivity(routing.layer, routing.gates.num_units)
+            )
+            activity.update(routing)
+
+    def take(self) -> Record:
+        """All of them, and start anew."""
+        loss = sum(self._losses) / len(self._losses)
+        record: Record = {"objective_loss": loss, "perplexity": perplexity(loss), "tokens": self._tokens}
+        layers = [_figures_of(activity) for activity in self._layers.values()]
+        if layers:
+            for name, mean_of in (("balance", "load_balance"), ("z", "z"), ("evenness", "evenness")):
+                values = [layer[mean_of] for layer in layers if mean_of in layer]
+                if values:
+                    record[name] = sum(values) / len(values)
+            record["dead"] = sum(layer["dead"] for layer in layers)
+            record["dropped"] = sum(layer["dropped"] for layer in layers)
+            record["layers"] = layers
+        self._start_anew()
+        return record
+
+
+def _figures_of(activity: LayerActivity) -> Record:
+    report = activity.report
+    return {
+        "layer": activity.layer,
+        **activity.losses,
+        "load": activity.load.round(6).tolist(),
+        "entropy": report.entropy,
+        "evenness": activity.evenness,
+        "dead": report.dead_units,
+        "dropped": activity.dropped,
+    }
+
+
+def _has_balance(model: torch.nn.Module) -> bool:
+    from moe.routing.balance import BiasBalance
+
+    return any(isinstance(module, BiasBalance) for module in model.modules())
+
+
+def _arguments(
+    settings: TrainingSettings, run: RunFolder, model: Any, at_start: bool
+) -> transformers.TrainingArguments:
+    arguments = transformers.TrainingArguments(
+        output_dir=str(run.checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        weight_decay=settings.weight_decay,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=settings.eval_interval,
+        eval_on_start=at_start,
+        save_strategy="steps",
+        save_steps=settings.save_interval,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=model.device.type == "cuda",
+        use_cpu=model.device.type == "cpu",
+    )
+    # One process, one device: of several, each would keep statistics and balance of its own.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
