@@ -41,7 +41,7 @@ def plot_comparison(found: Comparison, path: Path) -> None:
     depths = sorted({row.k for row in found.measurements})
     figure = Figure(figsize=(1.2 + 5.6 * len(depths), 5.2), layout="constrained", dpi=150)
     figure.suptitle(
-        f"{found.workload}: {found.documents:,} documents, one core",
+        f"{found.documents:,} documents, one core",
         x=0.01,
         ha="left",
         fontsize=12,
