@@ -7,7 +7,10 @@ under `torch.compile` or functional         `runtime.kernels.torch_backend`
 transforms; dtypes other than float32 and
 bfloat16; sizes that are no multiple of 8
 a gradient                                  `runtime.kernels.expert_gradients`, forward as below
-everything else, any number of entries      `runtime.kernels.expert_rows`, blocks of rows on torch's threads
+an expert with so many entries that         torch's own product, expert by expert
+`runtime.kernels.library_products` found
+it clearly faster
+everything else                             `runtime.kernels.expert_rows`, blocks of rows on torch's threads
 ==========================================  =============================================================
 
 What was measured for this choice is in docs/expert-kernels.md.
@@ -15,6 +18,7 @@ What was measured for this choice is in docs/expert-kernels.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +31,7 @@ from runtime.kernels import torch_backend
 from runtime.kernels.bounds import check_offsets
 from runtime.kernels.expert_activations import torch_activation
 from runtime.kernels.expert_gradients import expert_mlp_with_gradients
+from runtime.kernels.library_products import TRIED, entries_for_library
 from runtime.kernels.reference import Offsets
 
 ENTRIES_AT_ONCE = 1024
@@ -110,14 +115,29 @@ def _wants_gradients(*tensors: Tensor | None) -> bool:
 
 
 def _products(values: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
-    """Every group of float32 values times its matrix, plus its bias; float32 ``[entries, rows]``."""
+    """Every group of values times its matrix, plus its bias; float32 in and out, ``[entries, rows]``."""
+    return _multiplied(values, weights, bias, offsets, _Matrices.multiply)
+
+
+def tile_products(values: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
+    """`_products` without the library."""
+    return _multiplied(values, weights, bias, offsets, _Matrices.multiply_by_tiles)
+
+
+def _multiplied(
+    values: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    offsets: Tensor,
+    multiply: Callable[[_Matrices, Tensor, Offsets, Offsets, Tensor], None],
+) -> Tensor:
     bounds = offsets.numpy().astype(np.int64, copy=False)
     check_offsets(bounds)
     matrices = _Matrices.of(weights, bias)
     result = torch.empty(len(values), matrices.rows)
     active = np.flatnonzero(bounds[1:] > bounds[:-1])
     if len(active):
-        matrices.multiply(values.detach().contiguous(), bounds, active, result)
+        multiply(matrices, values.detach().contiguous(), bounds, active, result)
     return result
 
 
@@ -146,6 +166,24 @@ class _Matrices:
 
     def multiply(self, values: Tensor, offsets: Offsets, active: Offsets, result: Tensor) -> None:
         """``result[i] = weights[j] · values[i] + bias[j]`` for the entries of each active group; float32 in and out."""
+        if self.scales is None and len(values) >= min(TRIED):
+            counts = offsets[active + 1] - offsets[active]
+            if counts.max() >= min(TRIED):
+                many = counts >= entries_for_library(self.weights.dtype, torch.get_num_threads())
+                for expert in active[many].tolist():
+                    self._multiply_by_library(
+                        values, slice(*offsets[expert : expert + 2].tolist()), expert, result
+                    )
+                active = active[~many]
+        if len(active):
+            self.multiply_by_tiles(values, offsets, active, result)
+
+    def _multiply_by_library(self, values: Tensor, entries: slice, expert: int, result: Tensor) -> None:
+        product = values[entries].to(self.weights.dtype) @ self.weights[expert].T
+        result[entries] = product if self.bias is None else product + self.bias[expert]
+
+    def multiply_by_tiles(self, values: Tensor, offsets: Offsets, active: Offsets, result: Tensor) -> None:
+        """`multiply` whatever the number of entries."""
         from runtime.kernels.expert_rows import Job, run_job
 
         address, stride, value_scales, weight_scales = values.data_ptr(), values.stride(0), 0, 0

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.expert_mlp import expert_mlp
-from runtime.kernels import thread_crew
+from runtime.kernels import expert_cpu, thread_crew
+from runtime.kernels.library_products import NEVER, TRIED, entries_for_library
 from runtime.kernels.registry import backends
 from tests.runtime.test_expert_mlp import ACTIVATIONS, PROBLEMS, Problem
 
@@ -77,6 +78,25 @@ def test_blocks_of_rows_columns_and_entries_join(dtype: torch.dtype) -> None:
     given, expected = narrowed(problem, dtype)
     tolerance = 2**-8 if dtype == torch.bfloat16 else 2e-5
     torch.testing.assert_close(expert_mlp(**given).double(), expected, rtol=tolerance, atol=1e-4)
+
+
+@pytest.mark.parametrize("fewest", [1, 4, 2**62])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_library_and_tiles_can_share_the_experts(
+    dtype: torch.dtype, fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expert_cpu, "entries_for_library", lambda *_: fewest)
+    problem = Problem.draw([3, 20, 0, 4, 40], 64, 48, "silu", gated=True, biased=True, seed=0)
+    given, expected = narrowed(problem, dtype)
+    # The library rounds between the products too.
+    tolerance = 3e-2 if dtype == torch.bfloat16 else 2e-5
+    torch.testing.assert_close(expert_mlp(**given).double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_the_library_is_tried_once_for_a_dtype() -> None:
+    fewest = entries_for_library(torch.float32, 1)
+    assert fewest in (*TRIED, NEVER)
+    assert entries_for_library(torch.float32, 1) == fewest
 
 
 def test_weights_that_are_views_are_computed() -> None:
