@@ -32,6 +32,9 @@ HOPELESS = 3.0
 GATHER_LIMIT = 3 << 30
 """Bytes of weights up to which batched_mm is run; it copies those of each pair of token and expert."""
 
+PATIENCE_S = 60.0
+"""After so long, a case begins no further round once it has three; large batches vary little."""
+
 FEW_TOKENS = 16
 """Up to here, weights of few bits are measured."""
 
@@ -209,7 +212,10 @@ def _measure(layer: Layer, case: Case, rounds: int, machine: Machine) -> Result:
     needed: dict[str, list[int]] = {name: [] for name in contenders}
     before = torch.get_float32_matmul_precision()
     try:
+        started = time.perf_counter()
         for turn in range(rounds + 1):
+            if turn > 3 and time.perf_counter() - started > PATIENCE_S:
+                break
             speeds.append(machine.multiply())
             for place, (name, (execution, precision)) in enumerate(contenders.items()):
                 hidden, experts, weights = layer.draw(case.tokens, seed=turn + place)
