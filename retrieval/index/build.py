@@ -92,18 +92,16 @@ def build_index(
     consumed = 0
     if previous is not None and previous.source is not None:
         if previous.source.complete:
-            is_changed = finish_complete(
+            return finish_complete(
                 out,
                 previous,
                 encoder,
+                started=started,
                 memory=memory,
                 workers=workers,
                 merge_policy=merge_policy,
                 calibrate_queries=calibrate_queries,
             )
-            action: Literal["continued", "reused"] = "continued" if is_changed else "reused"
-            seconds = time.monotonic() - started
-            return BuildReport(action, previous.num_documents, 0, 0, 0, seconds, out)
         consumed = previous.source.consumed
         writer = IndexWriter.open(
             out, encoder=encoder, memory=memory, workers=workers, merge_policy=merge_policy
@@ -168,15 +166,21 @@ def finish_complete(
     previous: Manifest,
     encoder: SparseEncoder,
     *,
+    started: float,
     memory: int,
     workers: int | None,
     merge_policy: MergePolicy | None,
     calibrate_queries: Sequence[str] | None,
-) -> bool:
-    """What is left to do when a build ended, or was ended, after its last document: merges and the calibration.
+) -> BuildReport:
+    """Do what is left when a build ended, or was ended, after its last document: merges and the calibration.
 
-    Returns whether anything was done. The arguments are those of `build_index`; `previous` is its last commit.
+    The arguments are those of `build_index`; `previous` is its last commit, and `started` when this run began, by
+    `time.monotonic`. The report says "continued" where anything was done, else "reused".
     """
+
+    def report(action: Literal["continued", "reused"]) -> BuildReport:
+        return BuildReport(action, previous.num_documents, 0, 0, 0, time.monotonic() - started, out)
+
     sizes = [
         SegmentSize(
             entry.documents, entry.documents - entry.live, entry.postings, is_provisional(entry, entry.live)
@@ -187,7 +191,7 @@ def finish_complete(
     has_tiers = any(entry.layout == "tiers" for entry in previous.segments)
     is_uncalibrated = has_tiers and previous.calibration is None
     if not has_merges and not is_uncalibrated and calibrate_queries is None:
-        return False
+        return report("reused")
     # A counting encoder that is not fitted is not the one that the index holds by now.
     given = encoder if encoder.fingerprint == previous.encoder.fingerprint else None
     with IndexWriter.open(
@@ -197,7 +201,8 @@ def finish_complete(
             writer.commit()  # starts the first
         finish_merges(writer)
         calibrate(writer, calibrate_queries)
-        return has_merges or writer.has_tiers
+        is_changed = has_merges or writer.has_tiers
+    return report("continued" if is_changed else "reused")
 
 
 class _Build:

@@ -36,7 +36,7 @@ from retrieval.documents import Document, document_batches, document_text
 from retrieval.encoders.catalogue import load_encoder
 from retrieval.encoders.encoder import CountingEncoder, SparseEncoder
 from retrieval.index.buffer import DocumentBuffer
-from retrieval.index.build import BuildReport, calibrate, finish_merges, same_build
+from retrieval.index.build import BuildReport, calibrate, finish_complete, finish_merges, same_build
 from retrieval.index.garbage import PARTS_FOLDER, collect_parts
 from retrieval.index.impact_codec import ImpactCodec, checked_codec
 from retrieval.index.manifest import FieldKind, SegmentEntry, SourceEntry, read_manifest
@@ -94,6 +94,8 @@ def build_index_on_ray(
 ) -> BuildReport:
     """Index a corpus into the folder `out` with the workers of a Ray cluster.
 
+    What a complete index lacks of its merges and the calibration is done on this machine alone.
+
     Args:
         out: folder of the index; on storage that all workers share.
         corpus: on such storage too, and not compressed.
@@ -117,7 +119,16 @@ def build_index_on_ray(
     previous = same_build(out, corpus, corpus_checksum, fingerprint, fields, store, codec, overwrite)
     if previous is not None and previous.source is not None:
         if previous.source.complete:
-            return BuildReport("reused", previous.num_documents, 0, 0, 0, time.monotonic() - started, out)
+            return finish_complete(
+                out,
+                previous,
+                encoder,
+                started=started,
+                memory=memory,
+                workers=None,  # of the writer on this machine
+                merge_policy=merge_policy,
+                calibrate_queries=calibrate_queries,
+            )
         if not overwrite:
             raise ConflictError(
                 f"{out} holds a build that was cut short; finish it without Ray, or replace it with --overwrite"

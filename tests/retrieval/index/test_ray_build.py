@@ -16,11 +16,13 @@ from typing import Any
 import orjson
 import pytest
 
+import retrieval.index.merge
 from retrieval import SparseIndex
 from retrieval.corpus import JsonlCorpus
 from retrieval.encoders.bm25 import Bm25Encoder
 from retrieval.encoders.encoder import SparseEncoder
 from retrieval.index.build import build_index
+from retrieval.index.manifest import read_manifest
 from retrieval.index.ray_build import build_index_on_ray
 from retrieval.index.ray_cluster import ray_cluster
 from runtime.errors import ConflictError, InputError, NotFoundError, UsageError
@@ -156,6 +158,29 @@ def test_a_build_cut_short_goes_on_with_the_parts_that_are_left(
     build_index_on_ray(out, Bm25Encoder(), corpus, fields=FIELDS, part_bytes=20_000, workers=2)
     if done > 1:
         assert "parts were done by an earlier run" in capsys.readouterr().err
+    check_equal(out, local)
+
+
+def test_merges_and_the_calibration_that_are_left_are_done_by_the_next_build(
+    corpus: JsonlCorpus, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval.index.merge, "TIERED_DOCUMENTS", 1000)
+    out = tmp_path / "index"
+
+    def build(**settings: Any) -> str:
+        report = build_index_on_ray(out, Bm25Encoder(), corpus, fields=FIELDS, **settings)
+        assert (report.documents, report.added) == (read_manifest(local).num_documents, 0)
+        return report.action
+
+    build_index(out, Bm25Encoder(), corpus, fields=FIELDS, merge_policy=None)
+    assert build(merge_policy=None) == "reused"
+    assert [segment.layout for segment in read_manifest(out).segments] == ["windows"]
+    assert build(calibrate_queries=QUERIES) == "continued"
+    finished = read_manifest(out)
+    assert [segment.layout for segment in finished.segments] == ["tiers"]
+    assert finished.calibration is not None
+    assert finished.calibration.held_back
+    assert build() == "reused"
     check_equal(out, local)
 
 
