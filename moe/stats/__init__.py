@@ -9,7 +9,7 @@ from runtime.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from moe.stats.layer_activity import LayerActivity
     from moe.stats.recorder import LayerRouting, RoutingRecorder
-    from moe.stats.routing_statistics import RoutingStatistics, routing_statistics
+    from moe.stats.statistics import RoutingStatistics, routing_statistics
 
 __all__ = ["LayerActivity", "LayerRouting", "RoutingRecorder", "RoutingStatistics", "routing_statistics"]
 
@@ -17,8 +17,8 @@ _HOMES = {
     "LayerActivity": "moe.stats.layer_activity",
     "LayerRouting": "moe.stats.recorder",
     "RoutingRecorder": "moe.stats.recorder",
-    "RoutingStatistics": "moe.stats.routing_statistics",
-    "routing_statistics": "moe.stats.routing_statistics",
+    "RoutingStatistics": "moe.stats.statistics",
+    "routing_statistics": "moe.stats.statistics",
 }
 
 __getattr__ = lazy_exports(__name__, _HOMES)

@@ -15,7 +15,7 @@ from runtime.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from moe.stats.routing_statistics import RoutingStatistics
+    from moe.stats.statistics import RoutingStatistics
 
 
 def stats_command(
@@ -56,7 +56,7 @@ def stats_command(
 
     from moe.language_model_folder import LanguageModelFolder
     from moe.stats.recorder import RoutingRecorder
-    from moe.stats.routing_statistics import require_routers, routing_statistics
+    from moe.stats.statistics import require_routers, routing_statistics
     from moe.token_stream import block_length
 
     loaded = LanguageModelFolder.load(model, device=device)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe.stats.layer_activity import LayerActivity
-from moe.stats.routing_statistics import RoutingStatistics
+from moe.stats.statistics import RoutingStatistics
 from runtime.errors import NotFoundError
 
 if TYPE_CHECKING:

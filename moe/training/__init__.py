@@ -8,14 +8,14 @@ from runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from moe.training.settings import TrainingSettings
-    from moe.training.train import TrainingReport, train
+    from moe.training.training import TrainingReport, train
 
 __all__ = ["TrainingReport", "TrainingSettings", "train"]
 
 _HOMES = {
-    "TrainingReport": "moe.training.train",
+    "TrainingReport": "moe.training.training",
     "TrainingSettings": "moe.training.settings",
-    "train": "moe.training.train",
+    "train": "moe.training.training",
 }
 
 __getattr__ = lazy_exports(__name__, _HOMES)

@@ -93,7 +93,7 @@ def train_command(
     from dataclasses import asdict
 
     from moe.training.settings import TrainingSettings
-    from moe.training.train import train
+    from moe.training.training import train
 
     settings = TrainingSettings(
         objective=OBJECTIVES[objective],  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """Options of `moe.training.train.train`; a training is gone on with by the same ones.
+    """Options of `moe.training.training.train`; a training is gone on with by the same ones.
 
     Attributes:
         objective: ``"causal"`` predicts the next token, ``"masked"`` masked ones; the model decides which it can.

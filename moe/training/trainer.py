@@ -18,7 +18,7 @@ from moe.training.objective import Loss
 from moe.training.run_folder import RunFolder
 from moe.training.settings import TrainingSettings
 from moe.training.step_log import Record, StepLog
-from runtime.errors import InputError, LexpertError
+from runtime.errors import FormatError, LexpertError
 from runtime.progress import Advance
 
 
@@ -129,12 +129,17 @@ class ExpertTrainer(transformers.Trainer):
         self._run.finish_checkpoint(self.state.global_step, self._settings.keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        try:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{resume_from_checkpoint} does not fit the model: {str(error).splitlines()[0]}"
-            ) from error
+        # transformers' own way passes over the names that experts have on disk, warns, and leaves them as they are.
+        model = model or self.model
+        saved, report = type(model).from_pretrained(
+            resume_from_checkpoint, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        missing = sorted(map(str, report["missing_keys"]))
+        if missing:
+            raise FormatError(
+                f"{resume_from_checkpoint} has no {missing[0]}; remove it to go on from an earlier one"
+            )
+        model.load_state_dict(saved.state_dict())
 
     def _set_balance(self, step: int) -> None:
         self.balance_coefficient = self._settings.balance_schedule(step)
