@@ -151,7 +151,10 @@ def _run(
             trainer = ExpertTrainer(
                 trained, settings, loss, training, evaluation, run, log, advance, at_start=start is None
             )
-            trainer.train(resume_from_checkpoint=None if start is None else str(run.checkpoint(start)))
+            if start == settings.steps:  # transformers would take one step more
+                trainer._load_from_checkpoint(str(run.checkpoint(start)))
+            else:
+                trainer.train(resume_from_checkpoint=None if start is None else str(run.checkpoint(start)))
     finally:
         log.close()
     records = read_records(run.log)

@@ -39,7 +39,9 @@ from runtime.errors import (
 from tests.moe.training.conftest import MakeFolder, tiny_decoder, word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
-SETTINGS = TrainingSettings(steps=12, batch_size=4, block=16, learning_rate=1e-2, eval_every=6, save_every=4)
+SETTINGS = TrainingSettings(
+    steps=12, batch_size=4, block=16, learning_rate=1e-2, schedule="constant", eval_every=6, save_every=4
+)
 
 
 def weights_of(out: Path) -> dict[str, Any]:
@@ -122,6 +124,19 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert report.first_perplexity == whole.first_perplexity
     records, expected = read_records(out / "steps.jsonl"), read_records(Path(whole.out) / "steps.jsonl")
     assert records == expected
+
+
+def test_a_training_killed_after_its_last_step_trains_no_further(
+    whole: TrainingReport, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole.out, out)
+    (out / "report.json").unlink()
+    shutil.rmtree(out / "model")
+    report = train(whole.model, [text], out, SETTINGS, resume=True)
+    assert report.last_perplexity == whole.last_perplexity
+    assert_same_weights(out, Path(whole.out))
+    assert read_records(out / "steps.jsonl") == read_records(Path(whole.out) / "steps.jsonl")
 
 
 class StoppedError(Exception):
