@@ -139,12 +139,12 @@ def read_tokens(tokenizer: Path, vocabulary: int) -> list[tuple[bytes, float]]:
     tokens: list[tuple[bytes, float]] = []
     place = 4  # past the length of the longest token
     while place < len(content):
-        score = np.frombuffer(content[place : place + 4], "<f4")
-        length = int.from_bytes(content[place + 4 : place + 8], "little")
+        # where the file ends early, these are too short, and so is what is left
+        score, length = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
         place += 8 + length
         if place > len(content):
             raise FormatError(f"{tokenizer} ends inside token {len(tokens)}; copy it again")
-        tokens.append((content[place - length : place], float(score[0])))
+        tokens.append((content[place - length : place], float(np.frombuffer(score, "<f4")[0])))
     if len(tokens) != vocabulary:
         raise FormatError(
             f"{tokenizer} has {len(tokens)} tokens and the checkpoint {vocabulary}; give the tokenizer that the "

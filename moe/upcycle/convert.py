@@ -26,7 +26,7 @@ from moe.upcycle.sample_text import SAMPLE_TEXTS
 from moe.upcycle.shard_writer import SHARD_BYTES, write_shards
 from moe.upcycle.sparse_config import sparse_config
 from moe.upcycle.translation import Translation, choose_target
-from runtime.errors import LexpertError, UsageError
+from runtime.errors import FormatError, LexpertError, UsageError
 from runtime.progress import progress
 
 PLAN_FILE = "upcycling.json"
@@ -135,7 +135,7 @@ def upcycle(
         target,
         plan,
         method_of(plan),
-        router_start(plan, hidden, _activation(config)),
+        router_start(plan, hidden, _activation(dense / "config.json", config)),
     )
     num_bytes = sum(output.num_bytes for output in translation.outputs)
     require_room(out, num_bytes)
@@ -199,12 +199,23 @@ def _hidden_states(
     return hidden_states_of(model, architecture, layers, ids)
 
 
-def _activation(config: Any) -> Activation:
-    """The activation of the feed-forward blocks, under any of the names that configurations have for it."""
+def _activation(config_file: Path, config: Any) -> Activation:
+    """The activation of the feed-forward blocks, under any of the names that configurations have for it.
+
+    Raises:
+        FormatError: transformers knows none of that name.
+    """
     from transformers.activations import ACT2FN
 
     names = ("hidden_act", "hidden_activation", "activation")
-    function: Activation = ACT2FN[next(getattr(config, name) for name in names if hasattr(config, name))]
+    name = next(name for name in names if hasattr(config, name))
+    activation = getattr(config, name)
+    if activation not in ACT2FN:
+        raise FormatError(
+            f"{config_file} has {name} {activation!r}, which transformers does not know; give the name of an "
+            "activation that it knows, such as silu"
+        )
+    function: Activation = ACT2FN[activation]
     return function
 
 

@@ -130,6 +130,8 @@ def test_bad_files_are_told(tmp_path: Path) -> None:
     for content, match in (
         (tokens[:-1], r"ends inside token 299"),
         (tokens[: len(tokens) - 9], r"has 299 tokens and the checkpoint 300"),
+        *((tokens[: len(tokens) - 9 + more], r"ends inside token 299") for more in range(1, 9)),
+        *((tokens[: 4 + length], r"ends inside token 0") for length in (1, 2, 3)),
     ):
         tokenizer.write_bytes(content)
         with pytest.raises(FormatError, match=match):

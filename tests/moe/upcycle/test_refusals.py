@@ -149,6 +149,12 @@ def test_buffers_of_old_checkpoints_are_left_out(folder: Path) -> None:
     assert report.difference <= 2e-5
 
 
+def test_an_activation_that_transformers_does_not_know_is_named(folder: Path) -> None:
+    change_config(folder, hidden_act="nope")
+    for check in (True, False):
+        refused(folder, FormatError, r"config\.json has hidden_act 'nope', which transformers", check=check)
+
+
 def test_quantised_weights(folder: Path) -> None:
     change_weights(folder, **{"model.norm.weight": torch.ones(32, dtype=torch.int8)})
     refused(folder, FormatError, r"model\.norm\.weight is stored as I8, not in floating point")
