@@ -60,6 +60,7 @@ class MoELayer(nn.Module):
         sequences: Tensor | None = None,
         ids: Tensor | None = None,
         tasks: Tensor | None = None,
+        classes: Tensor | None = None,
     ) -> tuple[Tensor, Routing]:
         """The output for each token, and what the router decided, with its losses.
 
@@ -70,6 +71,8 @@ class MoELayer(nn.Module):
                 itself.
             ids: int64, vocabulary id of each token.
             tasks: int64, task of each token.
+            classes: int64, the super-class of each token's sequence, for a router that is taught it; -100 where
+                it is not known.
 
         Returns:
             ``[…, width]`` of the dtype of `hidden`, and the `Routing`.
@@ -77,7 +80,7 @@ class MoELayer(nn.Module):
         tokens = hidden.reshape(-1, hidden.shape[-1])
         if sequences is None and hidden.ndim == 3:
             sequences = _sequence_of_each_token(hidden)
-        routing = self.router(Tokens(tokens, _flat(sequences), _flat(ids), _flat(tasks)))
+        routing = self.router(Tokens(tokens, _flat(sequences), _flat(ids), _flat(tasks), _flat(classes)))
         if self.meter is not None:
             self.meter.update(routing.gates)
         output = self.experts(tokens, routing.gates, routing.capacity)

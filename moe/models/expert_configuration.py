@@ -41,6 +41,11 @@ class ExpertConfiguration:
                 f"moe_layers is {self.moe_layers}, but must be distinct, ascending, and of the layers 0 to "
                 f"{num_layers - 1}"
             )
+        if self.router in NOT_IN_ENCODERS:
+            raise UsageError(
+                f"router is {self.router!r}, which {NOT_IN_ENCODERS[self.router]}; choose another, such as top_k, or "
+                "call a moe.layer.MoELayer yourself"
+            )
         if getattr(self, "is_decoder", False) or getattr(self, "add_cross_attention", False):
             raise UsageError(
                 f"{type(self).model_type} is an encoder; "  # type: ignore[attr-defined]
@@ -50,6 +55,9 @@ class ExpertConfiguration:
     def has_experts(self, layer: int) -> bool:
         return layer in (self.moe_layers or ())
 
+
+NOT_IN_ENCODERS = {"task_aware": "needs the task of each token, and an encoder is not told it"}
+"""Routers that lack in an encoder what they decide by, and what that is."""
 
 DEFAULT_LOSSES = {"load_balance": 0.01, "z": 0.001}
 """Coefficients of Switch Transformers (Fedus et al. 2021) and ST-MoE (Zoph et al. 2022)."""

@@ -43,6 +43,7 @@ class ExpertChoiceRouter(Router):
     def route(self, tokens: Tokens) -> Routing:
         logits = self.gate(tokens.hidden)
         scores = logits.softmax(1)
+        _require_numbers(scores)
         if self.per_sequence:
             sequences = of_tokens(tokens, "sequences", "expert choice per sequence")
             best = best_of_each_sequence(scores.detach(), sequences, self.capacity_factor)
@@ -65,11 +66,12 @@ def best_of_each_sequence(scores: Tensor, sequences: Tensor, capacity_factor: fl
         boolean ``[tokens, experts]``.
 
     Raises:
-        InputError: a score is NaN.
+        UsageError: a sequence comes after a later one, so that its tokens may stand apart.
     """
-    if bool(scores.isnan().any()):
-        raise InputError(
-            "scores of experts are NaN, so that none is best; check the hidden states and weights"
+    if bool((sequences.diff() < 0).any()):
+        raise UsageError(
+            "Tokens.sequences is not ascending, but expert choice per sequence takes the tokens of a sequence from "
+            "one run; sort the tokens by their sequence"
         )
     _, number, length = sequences.unique_consecutive(return_inverse=True, return_counts=True)
     capacity = (capacity_factor * length.double() / scores.shape[1] - 1e-9).ceil()  # as in `capacity_of`
@@ -80,3 +82,17 @@ def best_of_each_sequence(scores: Tensor, sequences: Tensor, capacity_factor: fl
     rank = torch.arange(len(scores), device=scores.device) - start[number]
     chosen = (rank < capacity[number])[:, None].expand(scores.shape)
     return torch.zeros_like(chosen).scatter(0, ranked, chosen)
+
+
+def _require_numbers(scores: Tensor) -> None:
+    """Refuse NaN here, where rows are tokens; a selection by expert would name the expert.
+
+    Raises:
+        InputError: the scores of a token are NaN.
+    """
+    rows = scores.detach().isnan().any(1)
+    if bool(rows.any()):
+        raise InputError(
+            f"the scores of token {int(rows.nonzero()[0])} are NaN, so that no expert can choose; check the hidden "
+            "states and weights"
+        )

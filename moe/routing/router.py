@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -129,8 +130,11 @@ def require_capacity_factor(factor: float | None) -> float | None:
     Raises:
         UsageError: it is neither None nor a finite number above 0.
     """
-    if factor is not None and not 0 < factor < math.inf:
-        raise UsageError(f"the capacity factor is {factor}, but must be above 0, or None to drop nothing")
+    is_number = isinstance(factor, Real) and not isinstance(factor, bool)
+    if factor is not None and not (is_number and 0 < float(factor) < math.inf):
+        raise UsageError(
+            f"the capacity factor is {factor!r}, but must be a number above 0, or None to drop nothing"
+        )
     return factor
 
 
@@ -151,7 +155,7 @@ def of_tokens(tokens: Tokens, name: str, router: str) -> Tensor:
     """The field `name` of `tokens`, int64 ``[tokens]``.
 
     Raises:
-        UsageError: it is missing or of another shape.
+        UsageError: it is missing, of another shape, or of no whole numbers.
     """
     values: Tensor | None = getattr(tokens, name)
     if values is None:
@@ -160,4 +164,8 @@ def of_tokens(tokens: Tokens, name: str, router: str) -> Tensor:
         raise UsageError(
             f"Tokens.{name} is {tuple(values.shape)}, but there are {len(tokens.hidden)} hidden states"
         )
-    return values
+    if values.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise UsageError(
+            f"Tokens.{name} is {values.dtype}, but {router} needs whole numbers; pass int64 [tokens]"
+        )
+    return values.long()

@@ -5,6 +5,7 @@ import torch
 
 from moe.experts import Experts
 from moe.layer import MoELayer
+from moe.routing.per_sequence import PerSequenceRouter
 from moe.routing.router import Router, Routing, Tokens
 from runtime.activations import SparseActivations
 from runtime.errors import UsageError
@@ -48,19 +49,28 @@ def test_a_batch_is_a_row_of_tokens() -> None:
 
 def test_router_gets_what_it_may_need() -> None:
     layer, hidden = layer_of(), torch.randn(2, 3, 6)
-    layer(hidden, ids=torch.arange(6).reshape(2, 3), tasks=torch.ones(2, 3, dtype=torch.int64))
+    ones = torch.ones(2, 3, dtype=torch.int64)
+    layer(hidden, ids=torch.arange(6).reshape(2, 3), tasks=ones, classes=2 * ones)
     seen = layer.router.seen
     assert isinstance(seen, Tokens)
     assert seen.hidden.shape == (6, 6)
-    fields = [seen.sequences, seen.ids, seen.tasks]
+    fields = [seen.sequences, seen.ids, seen.tasks, seen.classes]
     assert [None if field is None else field.tolist() for field in fields] == [
         [0, 0, 0, 1, 1, 1],
         [0, 1, 2, 3, 4, 5],
         [1] * 6,
+        [2] * 6,
     ]
     layer(hidden.reshape(6, 6), sequences=torch.zeros(6, dtype=torch.int64))
     assert layer.router.seen is not None
     assert layer.router.seen.sequences is not None
+
+
+def test_the_super_class_loss_is_reached_through_the_layer() -> None:
+    layer = MoELayer(PerSequenceRouter(6, 4), Experts(4, 6, 8))
+    classes = torch.tensor([[2] * 3, [-100] * 3])
+    losses = layer(torch.randn(2, 3, 6), classes=classes)[1].losses
+    assert losses["super_class"] > 0
 
 
 def test_tokens_beyond_the_capacity_get_nothing() -> None:

@@ -198,6 +198,10 @@ def test_a_mask_that_says_more_than_padding_is_refused() -> None:
         ({"moe_layers": [2, 1]}, "ascending"),
         ({"moe_layers": [1, 1]}, "distinct"),
         ({"is_decoder": True}, "encoder"),
+        (
+            {"router": "task_aware", "router_options": {"num_tasks": 2}},
+            "'task_aware', which needs the task of each",
+        ),
     ],
 )
 def test_configurations_that_cannot_be_are_refused(fields: dict[str, Any], said: str) -> None:

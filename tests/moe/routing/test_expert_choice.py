@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from moe.routing.expert_choice import ExpertChoiceRouter
 from moe.routing.router import Tokens
 from runtime.dispatch import dispatch
+from runtime.errors import UsageError
 
 Route = Callable[..., Any]
 
@@ -52,6 +53,12 @@ def test_every_expert_has_exactly_its_capacity(tokens: int, factor: float, capac
     routed = dispatch(routing.gates, routing.capacity)
     assert routed.load.tolist() == [capacity] * 4
     assert not len(routed.dropped)
+
+
+@pytest.mark.parametrize("factor", ["x", 0, -1.0, float("nan"), float("inf"), True, None])
+def test_a_capacity_factor_is_a_number_above_zero(factor: Any) -> None:
+    with pytest.raises(UsageError, match="capacity factor"):
+        ExpertChoiceRouter(6, 4, capacity_factor=factor)
 
 
 def test_later_tokens_change_what_earlier_ones_get() -> None:

@@ -53,3 +53,15 @@ def test_sequences_must_be_given_and_scores_be_numbers() -> None:
         router(Tokens(torch.randn(6, 4)))
     with pytest.raises(InputError, match="NaN"):
         router(Tokens(torch.full((2, 4), torch.nan), torch.tensor([0, 1])))
+    with pytest.raises(UsageError, match="not ascending"):
+        router(Tokens(torch.randn(4, 4), torch.tensor([0, 1, 0, 1])))
+    with pytest.raises(UsageError, match=r"Tokens\.sequences is torch\.float32, but .* whole numbers"):
+        router(Tokens(torch.randn(2, 4), torch.tensor([0.0, 0.5])))
+
+
+@pytest.mark.parametrize("per_sequence", [True, False])
+def test_the_token_whose_scores_are_nan_is_named(per_sequence: bool) -> None:
+    hidden = torch.randn(5, 4)
+    hidden[3] = torch.nan
+    with pytest.raises(InputError, match="scores of token 3 are NaN"):
+        ExpertChoiceRouter(4, 2, per_sequence=per_sequence)(Tokens(hidden, torch.zeros(5, dtype=torch.int64)))
