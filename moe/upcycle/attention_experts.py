@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from moe.upcycle.checkpoint_folder import CheckpointFolder
-from moe.upcycle.methods.method import generator
+from moe.upcycle.checkpoint_folder import CheckpointFolder, widest
+from moe.upcycle.methods.method import generator, scaled_weight
 from moe.upcycle.plan import UpcyclePlan
 from moe.upcycle.router_init.random import random_rows
 from moe.upcycle.rules import AttentionExperts, AttentionProjections
@@ -49,7 +50,7 @@ class AttentionTranslation:
     def outputs(self, layer: int) -> Iterator[Output]:
         """What to write of a layer."""
         entries = {name: self._folder.entries[name] for name in self._projections.sources(layer)}
-        query, key, _, output = entries.values()
+        query, key, _, _ = entries.values()
         width, heads = query.shape[1], query.shape[0] // self.groups
         experts = self._plan.experts
         names = self._names
@@ -59,7 +60,11 @@ class AttentionTranslation:
             (names.output, (experts, width, heads), self._output_projections),
             (names.key_value, (2 * key.shape[0], width), self._keys_and_values),
         ):
-            yield Output(name.format(layer=layer), shape, output.dtype, partial(pieces, layer))
+            yield Output(name.format(layer=layer), shape, self.dtype(layer), partial(pieces, layer))
+
+    def dtype(self, layer: int) -> torch.dtype:
+        """Of all that is written of a layer: the widest of its projections, so that none is rounded."""
+        return widest(self._folder, self._projections.sources(layer))
 
     def _router(self, layer: int) -> Iterator[Tensor]:
         width = self._folder.entries[self._projections.query.format(layer=layer)].shape[1]
@@ -73,8 +78,8 @@ class AttentionTranslation:
             yield of_heads[:, expert % self.groups]
 
     def _output_projections(self, layer: int) -> Iterator[Tensor]:
-        output = self._folder.read(self._projections.output.format(layer=layer))
-        scaled = (output.float() * self.groups).to(output.dtype)
+        output = self._folder.read(self._projections.output.format(layer=layer)).to(self.dtype(layer))
+        scaled = scaled_weight(output, self.groups)
         of_heads = scaled.reshape(output.shape[0], self._keys, self.groups, -1)
         for expert in range(self._plan.experts):
             yield of_heads[:, :, expert % self.groups]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from moe.upcycle.model_runs import loaded_model, outputs_of, token_ids, tokenizer_of
@@ -27,9 +28,19 @@ class ReferenceOutputs:
     """
 
     def __init__(self, folder: Path, config: Any, model: Any, texts: Sequence[str]) -> None:
+        """Run the model.
+
+        Raises:
+            FormatError: an output is no finite number.
+        """
         self._texts, self._config = texts, config
         self._ids = check_ids(folder, config, texts)
         self._outputs = outputs_of(model, self._ids)
+        if not all(bool(output.isfinite().all()) for output in self._outputs):
+            raise FormatError(
+                f"{folder} gives outputs that are NaN or infinite on the sample text, so that nothing can be compared "
+                "with them; copy its weights again, or look at what it was trained with"
+            )
         self.largest = max(float(output.abs().max()) for output in self._outputs)
 
     def is_within_tolerance(self, difference: float) -> bool:
@@ -50,7 +61,10 @@ class ReferenceOutputs:
             )
         with loaded_model(folder, auto_class) as model:
             outputs = outputs_of(model, ids)
-        return max(float((a - b).abs().max()) for a, b in zip(self._outputs, outputs, strict=True))
+        differences = [(a - b).abs().max() for a, b in zip(self._outputs, outputs, strict=True)]
+        return float(
+            torch.stack(differences).max()
+        )  # NaN where one is; Python's max would depend on the order
 
 
 def check_ids(folder: Path, config: Any, texts: Sequence[str]) -> list[Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ DTYPES = {
     "I64": torch.int64,  # the numbers of positions, in old encoders; no quantisation has weights of this type
 }
 """Types of tensors by safetensors' name. Others are smaller integers and 8-bit floats: quantised weights."""
+
+
+SIZES = (
+    "hidden_size",
+    "dim",
+    "intermediate_size",
+    "hidden_dim",
+    "num_hidden_layers",
+    "n_layers",
+    "num_attention_heads",
+    "n_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+"""Fields of configurations that count something; transformers divides by some of them before it looks at them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +81,7 @@ class CheckpointFolder:
         model_type = raw.get("model_type")
         if not isinstance(model_type, str):
             raise FormatError(f"{path / 'config.json'} has no model_type; give a checkpoint of transformers")
-        self.model_type = model_type
+        self.model_type, self._raw = model_type, raw
         if "quantization_config" in raw:
             raise UsageError(
                 f"{path} holds quantised weights, which cannot be cut or copied exactly; give the checkpoint "
@@ -77,10 +95,17 @@ class CheckpointFolder:
         """The configuration as transformers understands it.
 
         Raises:
-            FormatError: transformers refuses it.
+            FormatError: transformers refuses it, or a size in it is no size.
         """
         from transformers import AutoConfig
 
+        for name in SIZES:
+            size = self._raw.get(name)
+            if isinstance(size, int) and size < 1:
+                raise FormatError(
+                    f"{self.path / 'config.json'} has {name} {size}, which must be 1 or more; copy the configuration "
+                    "again"
+                )
         try:
             return AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # ValueError, KeyError, OSError, StrictDataclassError, …
@@ -149,9 +174,19 @@ class CheckpointFolder:
             ) from error
 
 
+def widest(folder: CheckpointFolder, names: Iterable[str]) -> torch.dtype:
+    """The narrowest dtype that holds what each of some tensors of a folder holds."""
+    return reduce(torch.promote_types, (folder.entries[name].dtype for name in names))
+
+
 def sentence(error: Exception) -> str:
-    """The first line of what another library says, to be part of a sentence of ours."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
+    """The first line of what another library says, to be part of a sentence of ours.
+
+    Where that line only announces the reason, the next one is it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    announced = len(lines) > 1 and lines[0].endswith(":")
+    return (" ".join(lines[:2]) if announced else lines[0]).rstrip(".")
 
 
 def companion_files(folder: Path) -> Iterator[Path]:

@@ -137,6 +137,7 @@ def upcycle(
         method_of(plan),
         router_start(plan, hidden, _activation(dense / "config.json", config)),
     )
+    require_room(out, translation.expert_bytes)
     num_bytes = sum(output.num_bytes for output in translation.outputs)
     require_room(out, num_bytes)
     sparse_parameters = sum(math.prod(output.shape) for output in translation.outputs)

@@ -100,7 +100,9 @@ class UpcyclePlan:
         kind, _, number = choice.partition(":")
         if kind == "last" and _whole(number):
             if not 1 <= int(number) <= num_layers:
-                raise UsageError(f"layers {self.layers}: the model has {num_layers} layers; choose 1 to that")
+                raise UsageError(
+                    f"layers {self.layers}: the model has {num_layers} layers; give last:1 to last:{num_layers}"
+                )
             return list(range(num_layers - int(number), num_layers))
         numbers = choice.split(",")
         if not all(map(_whole, numbers)):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe.upcycle.attention_experts import AttentionTranslation
-from moe.upcycle.checkpoint_folder import CheckpointFolder
+from moe.upcycle.checkpoint_folder import CheckpointFolder, widest
 from moe.upcycle.methods.method import Block, Method, scaling_is_exact
 from moe.upcycle.plan import UpcyclePlan
 from moe.upcycle.router_init.start import RouterRows
@@ -43,11 +43,11 @@ class Translation:
     """The tensors of the sparse checkpoint, in an order in which each layer of the dense one is read once.
 
     Attributes:
-        outputs: what to write.
         layers: those that get experts.
         expert_width: neurons of an expert.
         expert_parameters: parameters of one expert of one layer, of its attention as well.
-        dtype: of the experts.
+        expert_bytes: of all experts of all layers.
+        dtype: of the experts of the first of these layers: the widest of its block, so that none is rounded.
         exact: whether the result computes what the dense model does.
     """
 
@@ -61,57 +61,74 @@ class Translation:
         method: Method,
         router_rows: RouterRows,
     ) -> None:
-        """Match every tensor with a rule.
+        """Find the layers, and what they will be like; there may be far too many experts to name their tensors yet.
 
         Raises:
-            UsageError: a parameter without a rule, or one that the target cannot hold.
+            UsageError: no such layers, or blocks that the method cannot cut.
             FormatError: a parameter is missing, or has another shape than the configuration says.
         """
         self._folder, self._architecture, self._method = folder, architecture, method
+        self._target, self._config = target, config
         self._plan, self._router_rows = plan, router_rows
         self._layer, self._block = -1, dict[PartName, Tensor]()
         self._expert, self._expert_parts = (-1, -1), dict[PartName, Tensor]()
         if architecture.complete:
             _require_complete(folder, config, architecture)
         self.layers = plan.sparse_layers(config.num_hidden_layers)
-        sources = {layer: self._sources(layer, config.num_hidden_layers) for layer in self.layers}
+        _require_no_more_layers(folder, architecture, config.num_hidden_layers)
+        self._names = {layer: self._sources(layer, config.num_hidden_layers) for layer in self.layers}
+        dtypes = {layer: self._dtype(layer) for layer in self.layers}
         shapes = self._shapes(self.layers[0])
         self.expert_width = method.expert_width(shapes["up"][0])
         self.expert_parameters = sum(
             math.prod(self._expert_shape(shapes, tensor)) for tensor in target.layer.experts
         )
-        self.dtype = folder.entries[sources[self.layers[0]][0]].dtype
-        self.exact = method.is_exact(self.dtype)
+        self.dtype = dtypes[self.layers[0]]
+        self.exact = all(map(method.is_exact, dtypes.values()))
         self._attention: AttentionTranslation | None = None
         if target.layer.attention is not None and architecture.attention is not None:
             self._attention = AttentionTranslation(
                 folder, config, architecture.attention, target.layer.attention, plan
             )
             self.expert_parameters += self._attention.expert_parameters
-            self.exact &= scaling_is_exact(self._attention.groups, self.dtype)
+            self.exact &= all(
+                scaling_is_exact(self._attention.groups, self._attention.dtype(layer))
+                for layer in self.layers
+            )
             for layer in self.layers:
-                sources[layer] = architecture.attention.sources(layer) + sources[layer]
+                self._names[layer] = architecture.attention.sources(layer) + self._names[layer]
+        itemsizes = sum(dtype.itemsize for dtype in dtypes.values())
+        self.expert_bytes = plan.experts * self.expert_parameters * itemsizes
+
+    @cached_property
+    def outputs(self) -> list[Output]:
+        """What to write: every tensor matched with a rule, when it is first asked for.
+
+        Raises:
+            UsageError: a parameter without a rule, or one that the target cannot hold.
+            FormatError: the projections of a block do not fit together.
+        """
+        folder, config, target, sources = self._folder, self._config, self._target, self._names
         dense_blocks = {
             name
             for layer in range(config.num_hidden_layers)
             if layer not in sources
-            for name in architecture.feed_forward.sources(layer)
+            for name in self._architecture.feed_forward.sources(layer)
         }
         of_layer = {names[-1]: layer for layer, names in sources.items()}
         consumed = {name for names in sources.values() for name in names}
-        self.outputs: list[Output] = []
+        outputs: list[Output] = []
         for name, entry in folder.entries.items():
             if name not in consumed:
                 renamed = name if name in dense_blocks else self._renamed(name, target)
                 if renamed is not None:
-                    self.outputs.append(
-                        Output(renamed, entry.shape, entry.dtype, partial(self._read_one, name))
-                    )
+                    outputs.append(Output(renamed, entry.shape, entry.dtype, partial(self._read_one, name)))
             elif name in of_layer:
-                self.outputs += self._layer_outputs(of_layer[name], target, config)
-        twice = _first_repeated([output.name for output in self.outputs])
+                outputs += self._layer_outputs(of_layer[name], target, config)
+        twice = _first_repeated([output.name for output in outputs])
         if twice is not None:
             raise UsageError(f"two parameters of {folder.path} would both become {twice}; remove one")
+        return outputs
 
     def _renamed(self, name: str, target: Target) -> str | None:
         for rule in (*target.copies, *self._architecture.copies):
@@ -140,6 +157,10 @@ class Translation:
                 )
         return names
 
+    def _dtype(self, layer: int) -> torch.dtype:
+        """The narrowest that holds every part of the block of a layer; exact, because floats only get wider."""
+        return widest(self._folder, self._architecture.feed_forward.sources(layer))
+
     def _shapes(self, layer: int) -> dict[PartName, tuple[int, ...]]:
         shapes: dict[PartName, tuple[int, ...]] = {}
         for name, part in self._architecture.feed_forward.parts.items():
@@ -158,8 +179,7 @@ class Translation:
                 f"{self._folder.path}: the projections of the feed-forward block of layer {layer} do not fit "
                 "together; copy the checkpoint again"
             )
-        up = self._architecture.feed_forward.parts["up"].source.format(layer=layer)
-        dtype = self._folder.entries[up].dtype
+        dtype = self._dtype(layer)
         yield Output(
             target.layer.router.format(layer=layer),
             (self._plan.experts, width),
@@ -221,8 +241,10 @@ class Translation:
         """The block of a layer as its method wants it; the last one is kept, and no other."""
         if layer != self._layer:
             self._block, self._expert_parts, self._expert = {}, {}, (-1, -1)
+            dtype = self._dtype(layer)
             block = {
-                name: self._part(part, layer) for name, part in self._architecture.feed_forward.parts.items()
+                name: self._part(part, layer).to(dtype)
+                for name, part in self._architecture.feed_forward.parts.items()
             }
             self._block = dict(self._method.arrange(block, layer))
             self._layer = layer
@@ -252,6 +274,20 @@ def _require_complete(folder: CheckpointFolder, config: Any, architecture: Archi
                 f"{entry.file}: {name} has shape {list(entry.shape)} where the configuration asks for "
                 f"{list(parameter.shape)}; copy weights and configuration of the same model"
             )
+
+
+def _require_no_more_layers(folder: CheckpointFolder, architecture: Architecture, num_layers: int) -> None:
+    """Refuse weights of a layer that the configuration does not count; no rule would know what they are.
+
+    Raises:
+        FormatError: there is one.
+    """
+    beyond = next((n for n in architecture.feed_forward.sources(num_layers) if n in folder.entries), None)
+    if beyond is not None:
+        raise FormatError(
+            f"{folder.path} has {beyond}, but its configuration has {num_layers} layers only, 0 to {num_layers - 1}; "
+            "copy weights and configuration of the same model"
+        )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:

@@ -75,8 +75,13 @@ def scale_output(block: Block, scale: float) -> dict[PartName, Tensor]:
     through the activation unchanged.
     """
     scaled = dict(block)
-    scaled["down"] = (block["down"].float() * scale).to(block["down"].dtype)
+    scaled["down"] = scaled_weight(block["down"], scale)
     return scaled
+
+
+def scaled_weight(weight: Tensor, scale: float) -> Tensor:
+    """``scale · weight`` in the dtype of `weight`, rounded once; computed in float32, or in float64 of that."""
+    return (weight.to(torch.promote_types(weight.dtype, torch.float32)) * scale).to(weight.dtype)
 
 
 def scaling_is_exact(scale: int, dtype: torch.dtype) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from moe.upcycle.convert import upcycle  # noqa: E402
 from tests.moe.upcycle.conftest import Dense, logits  # noqa: E402
@@ -211,6 +214,43 @@ def test_a_checkpoint_in_bfloat16_stays_in_bfloat16(dense: Dense, tmp_path: Path
     assert config["dtype"] == "bfloat16"
     odd = upcycle(folder, tmp_path / "odd", method="granular", granularity=3, experts=3, top_k=3, check=False)
     assert not odd.exact  # three times a bfloat16 is no bfloat16
+
+
+@pytest.mark.parametrize(
+    ("narrow", "options"),
+    [
+        ("up_proj", {}),
+        ("down_proj", {"method": "granular", "granularity": 3, "experts": 6, "top_k": 3}),
+        ("down_proj", {"method": "split", "experts": 6, "top_k": 6}),
+        ("v_proj", {"attention": True}),
+        ("o_proj", {"attention": True}),
+    ],
+)
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("float16", "bfloat16"), ("float64", "float32")])
+def test_a_block_of_mixed_dtypes_is_not_rounded(
+    narrow: str,
+    options: dict[str, Any],
+    dtypes: tuple[str, str],
+    dense: Dense,
+    tmp_path: Path,
+) -> None:
+    of_most, of_narrow = (getattr(torch, dtype) for dtype in dtypes)
+    folder = Path(shutil.copytree(dense("llama"), tmp_path / "dense"))
+    file = folder / "model.safetensors"
+    weights = {
+        name: weight.to(of_narrow if narrow in name else of_most) for name, weight in load_file(file).items()
+    }
+    save_file(weights, file, {"format": "pt"})
+    report = upcycle(folder, tmp_path / "out", **options)
+    assert report.exact
+    assert report.difference is not None
+    assert report.difference <= 2e-5
+    if not options:
+        made = load_file(tmp_path / "out" / "model.safetensors")
+        for part, name in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
+            written = made[f"model.layers.1.block_sparse_moe.experts.5.{name}.weight"]
+            assert written.dtype == torch.promote_types(of_most, of_narrow)
+            assert torch.equal(written, weights[f"model.layers.1.mlp.{part}_proj.weight"].to(written.dtype))
 
 
 def test_the_package_can_be_called(dense: Dense, tmp_path: Path) -> None:

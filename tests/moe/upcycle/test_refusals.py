@@ -73,7 +73,8 @@ def test_an_unknown_architecture_is_told_the_known_ones(folder: Path) -> None:
         ({"seed": -1}, r"seed must be"),
         ({"layers": "some"}, r"layers 'some' is no choice of layers; give all, every-other"),
         ({"layers": "3"}, r"there is no layer 3; the model has layers 0 to 2"),
-        ({"layers": "last:4"}, r"the model has 3 layers"),
+        ({"layers": "last:4"}, r"the model has 3 layers; give last:1 to last:3"),
+        ({"layers": "last:0"}, r"the model has 3 layers; give last:1 to last:3"),
         ({"layers": "1,1"}, r"names a layer twice"),
         ({"method": "granular", "granularity": 5, "experts": 10}, r"48 neurons .* choose a granularity"),
         ({"method": "granular", "granularity": 3}, r"8 experts do not divide into groups of 3"),
@@ -220,4 +221,30 @@ def test_a_disk_that_is_too_small(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_weights_that_are_not_finite_do_not_pass_the_check(folder: Path) -> None:
     change_weights(folder, **{"model.norm.weight": torch.full((32,), float("nan"))})
-    refused(folder, LexpertError, r"differ by nan")
+    refused(folder, FormatError, r"dense gives outputs that are NaN or infinite on the sample text")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"num_hidden_layers": 2},
+            r"has model\.layers\.2\.mlp.* but its configuration has 2 layers only, 0 to 1",
+        ),
+        ({"num_hidden_layers": 4}, r"lacks model\.layers\.3\."),
+        ({"num_attention_heads": 0}, r"config\.json has num_attention_heads 0, which must be 1 or more"),
+        (
+            {"hidden_size": "x"},
+            r"config\.json cannot be understood: .*hidden_size.*: .*expected int, got str",
+        ),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_told_why(
+    folder: Path, changes: dict[str, Any], match: str
+) -> None:
+    change_config(folder, **changes)
+    refused(folder, FormatError, match)
+
+
+def test_more_experts_than_any_disk_holds_are_refused_at_once(folder: Path) -> None:
+    refused(folder, LexpertError, r"needs [\d,]+\.\d\d GB and .* free; free some space", experts=10**9)
