@@ -14,7 +14,7 @@ import evals.search_bench.cli
 import moe.cli
 import retrieval.cli
 import serving.cli
-from runtime.errors import LexpertError
+from runtime.errors import LexpertError, remedy
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -80,9 +80,7 @@ def main() -> None:
         if os.environ.get("LEXPERT_DEBUG"):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"lexpert: {where}{error.strerror or error}; check the path and its permissions", file=sys.stderr
-        )
+        print(f"lexpert: {where}{error.strerror or error}; {remedy(error)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -49,7 +49,8 @@ def upcycle_command(
     router: Annotated[
         str | None,
         typer.Option(
-            help="random, hidden-means or clusters; of split: gates or contributions.  [default: random, or gates]",
+            help="random (the default), hidden-means or clusters; with --method split: gates (its default) or "
+            "contributions.",
             metavar="ROUTER",
         ),
     ] = None,

@@ -27,3 +27,14 @@ class FormatError(LexpertError, ValueError):
 
 class ConflictError(LexpertError):
     """Another process holds what is asked for, or what exists differs from what is asked for."""
+
+
+def remedy(error: OSError) -> str:
+    """What the caller can do about `error`, as the end of a sentence."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space or write to another disk"
+    if error.errno == errno.EFBIG:
+        return "allow larger files (ulimit -f) or write to a disk that takes them"
+    if error.errno == errno.EIO:
+        return "the disk may be damaged: write to another one"
+    return "check the path and its permissions"

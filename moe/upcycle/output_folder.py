@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import ConflictError, LexpertError
+from runtime.write_errors import naming_what_cannot_be_written
 
 _LOCK_FILE = "write.lock"
 
@@ -51,36 +52,38 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises:
         ConflictError: `out` exists, another process is writing it, or what is in ``OUT.partial`` is not ours.
+        LexpertError: something cannot be written, for example because the disk is full.
     """
     require_new(out)
     partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    if any(partial.iterdir()) and not (partial / _LOCK_FILE).exists():
-        raise ConflictError(
-            f"{partial} is in the way and was not left by an interrupted run; remove it first"
-        )
-    lock = os.open(partial / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with naming_what_cannot_be_written(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+        if any(partial.iterdir()) and not (partial / _LOCK_FILE).exists():
             raise ConflictError(
-                f"{out} is being written by another process; wait until it is done, or give another folder"
-            ) from None
+                f"{partial} is in the way and was not left by an interrupted run; remove it first"
+            )
+        lock = os.open(partial / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _empty(partial)
-            yield partial
-            (partial / _LOCK_FILE).unlink()
-            for path in (*partial.iterdir(), partial):
-                _make_durable(path)
-            require_new(out)
-            partial.rename(out)
-            _make_durable(out.absolute().parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    finally:
-        os.close(lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConflictError(
+                    f"{out} is being written by another process; wait until it is done, or give another folder"
+                ) from None
+            try:
+                _empty(partial)
+                yield partial
+                (partial / _LOCK_FILE).unlink()
+                for path in (*partial.iterdir(), partial):
+                    _make_durable(path)
+                require_new(out)
+                partial.rename(out)
+                _make_durable(out.absolute().parent)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        finally:
+            os.close(lock)
 
 
 def _empty(folder: Path) -> None:

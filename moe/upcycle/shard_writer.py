@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moe.upcycle.checkpoint_folder import DTYPES, INDEX_FILE, SINGLE_FILE
 from runtime.progress import Advance
+from runtime.write_errors import naming_what_cannot_be_written
 
 SHARD_BYTES = 5 << 30
 """Most bytes of a shard, unless one tensor alone has more; small enough for any file system and for uploads."""
@@ -45,6 +46,9 @@ def write_shards(
 
     Args:
         advance: called with the bytes written since the last call.
+
+    Raises:
+        LexpertError: a file cannot be written, for example because the disk is full.
     """
     shards = _shards(outputs, shard_bytes)
     names = (
@@ -92,7 +96,7 @@ def _write_shard(path: Path, outputs: Sequence[Output], advance: Advance) -> Non
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
+    with naming_what_cannot_be_written(path), path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for output in outputs:
             written = 0

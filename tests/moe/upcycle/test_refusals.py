@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -211,6 +212,25 @@ def test_an_output_folder_that_exists_is_kept(folder: Path, tmp_path: Path) -> N
     with pytest.raises(ConflictError, match=r"other\.partial is in the way"):
         upcycle(folder, tmp_path / "other")
     assert (tmp_path / "other.partial" / "mine.txt").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named_with_the_reason(folder: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, hard))
+    try:
+        refused(
+            folder,
+            LexpertError,
+            r"out\.partial/model\.safetensors could not be written: File too large; allow larger files",
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_folder_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LexpertError, match=r"file/out\.partial could not be written: Not a directory; check"):
+        upcycle(folder, tmp_path / "file" / "out")
 
 
 def test_a_disk_that_is_too_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
