@@ -1,5 +1,7 @@
 """Errors that a caller can mend: one sentence that says what is wrong, where, and what to do."""
 
+import errno
+
 
 class LexpertError(Exception):
     """Base of all errors that are shown as one sentence instead of a traceback."""
