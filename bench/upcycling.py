@@ -1,0 +1,188 @@
+"""Is it better to go on training a dense model, or to upcycle it and train that, for the same compute?
+
+    python bench/upcycling.py MODEL TEXT [--steps 500] [--out docs/upcycling-continued.png] [--work FOLDER]
+
+The comparison of Komatsuzaki et al. (2022) and Doubov et al. (2024), small: a dense decoder and what is made of it
+(copied experts; experts half drawn anew, "drop") are trained on the same text with the same optimiser, learning rate
+and blocks, and each is given the same floating-point operations, forward and backward. A token of a sparse model costs
+more, so that it sees fewer. Perplexity is that of the held-out end of the text, the same blocks for all.
+
+Serving costs more too: the time of a forward pass is measured beside, of all models in turns.
+
+A training that is there (FOLDER) is not done again. MODEL can be made of a llama2.c checkpoint by
+``lexpert moe import-llama2c``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from moe.language_model_folder import LanguageModelFolder
+from moe.token_stream import block_length
+from moe.training import TrainingReport, TrainingSettings, train
+from moe.training.flops import training_flops_per_token
+from moe.training.step_log import read_records
+from moe.upcycle import upcycle
+
+EXPERTS, TOP_K = 8, 2
+ROUTES = {
+    "dense, continued": None,
+    "upcycled by copy": {"method": "copy"},
+    "upcycled by drop, r = .5": {"method": "drop", "drop": 0.5},
+}
+COLOURS = {
+    "dense, continued": "#22282d", "upcycled by copy": "#2a6f97", "upcycled by drop, r = .5": "#d1663b",
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--steps", type=int, default=500, help="of the dense model")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--block", type=int, default=None)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--max-tokens", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("upcycling-continued.png"))
+    parser.add_argument("--work", type=Path, help="keeps the trainings")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = arguments.work or Path(scratch)
+        models = {name: make(arguments.model, work, name) for name in ROUTES}
+        costs = {name: cost(model, arguments.block) for name, model in models.items()}
+        reports = {name: continued(model, name, work, costs, arguments) for name, model in models.items()}
+        times = serving(models, arguments.block)
+        draw(reports, work, arguments)
+    for line in table(reports, times):
+        print(line)
+
+
+def make(dense: Path, work: Path, name: str) -> Path:
+    options: dict[str, Any] | None = ROUTES[name]
+    if options is None:
+        return dense
+    out = work / options["method"]
+    if not out.exists():
+        upcycle(dense, out, experts=EXPERTS, top_k=TOP_K, **options)
+    return out
+
+
+def cost(model: Path, block: int | None) -> float:
+    """Floating-point operations of training, by the number of tokens."""
+    loaded = LanguageModelFolder.load(model).model
+    ids = torch.randint(3, loaded.config.vocab_size, (1, block_length(loaded, block)))
+    return training_flops_per_token(loaded, ids)
+
+
+def continued(
+    model: Path, name: str, work: Path, costs: dict[str, float], arguments: argparse.Namespace
+) -> TrainingReport:
+    """Train for the operations that the dense model's steps take."""
+    steps = round(arguments.steps * costs["dense, continued"] / costs[name])
+    settings = TrainingSettings(
+        steps=steps,
+        batch_size=arguments.batch_size,
+        block=arguments.block,
+        learning_rate=arguments.learning_rate,
+        warmup=steps // 20,
+        max_tokens=arguments.max_tokens,
+        seed=arguments.seed,
+        held_out=0.02,
+        eval_blocks=64,
+        eval_every=max(1, steps // 10),
+        save_every=steps,
+    )
+    return train(model, [arguments.text], folder_of(work, name), settings, resume=True)
+
+
+def folder_of(work: Path, name: str) -> Path:
+    options = ROUTES[name]
+    return work / f"{'dense' if options is None else options['method']}-continued"
+
+
+@torch.inference_mode()
+def serving(models: dict[str, Path], block: int | None) -> dict[str, float]:
+    """Median seconds of a forward pass over one block."""
+    loaded = {name: LanguageModelFolder.load(model).model for name, model in models.items()}
+    taken: dict[str, list[float]] = {name: [] for name in loaded}
+    for _ in range(15):
+        for name, model in loaded.items():
+            ids = torch.randint(3, model.config.vocab_size, (1, block_length(model, block)))
+            started = time.process_time()
+            model(input_ids=ids)
+            taken[name].append(time.process_time() - started)
+    return {name: statistics.median(values[3:]) for name, values in taken.items()}
+
+
+def table(reports: dict[str, TrainingReport], times: dict[str, float]) -> list[str]:
+    dense = next(iter(reports.values()))
+    lines = [
+        "| | parameters | MFLOP a token | tokens | TFLOP | perplexity before | after | forward pass |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, report in reports.items():
+        lines.append(
+            f"| {name} | {report.parameters:,} | {report.flops_per_token / 1e6:.2f} | {report.tokens:,} | "
+            f"{report.flops / 1e12:.3f} | {report.first_perplexity:.3f} | {report.last_perplexity:.3f} | "
+            f"{times[name] / times['dense, continued']:.2f}× |"
+        )
+    lines.append("")
+    lines.append(
+        json.dumps({"held_out_blocks": dense.held_out_blocks, "tokens_per_step": dense.tokens_per_step})
+    )
+    return lines
+
+
+def draw(reports: dict[str, TrainingReport], work: Path, arguments: argparse.Namespace) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained", dpi=130)
+    figure.suptitle(
+        f"{arguments.model.name}: going on dense, or upcycled to {EXPERTS} experts, {TOP_K} a token",
+        x=0.01, ha="left", fontsize=12,
+    )  # fmt: skip
+    panels = figure.subplots(1, 2, sharey=True)
+    for name, report in reports.items():
+        records = read_records(folder_of(work, name) / "steps.jsonl")
+        held_out = [record for record in records if "held_out_perplexity" in record]
+        values = [record["held_out_perplexity"] for record in held_out]
+        tokens = [record["step"] * report.tokens_per_step for record in held_out]
+        flops = [count * report.flops_per_token / 1e12 for count in tokens]
+        style = {"color": COLOURS[name], "marker": "o", "markersize": 3.5, "linewidth": 1.5}
+        panels[0].plot(flops[1:], values[1:], label=f"{name}: {values[-1]:.2f}", **style)
+        panels[1].plot([count / 1e6 for count in tokens[1:]], values[1:], label=name, **style)
+    start = next(iter(reports.values())).first_perplexity
+    for axes, label in zip(panels, ("training, TFLOP", "training, million tokens"), strict=True):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(label)
+        axes.grid(color="#e4e8eb", linewidth=0.6)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    panels[0].set_title(f"held-out perplexity; {start:.1f} before", loc="left", fontsize=10)
+    panels[1].set_title("the same by tokens seen", loc="left", fontsize=10)
+    panels[0].legend(frameon=False, fontsize=9)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.out, format="png", facecolor="white")
+
+
+if __name__ == "__main__":
+    main()
