@@ -45,14 +45,15 @@ def plot_routing(statistics: RoutingStatistics, title: str, path: Path) -> None:
     loads = np.full((len(layers), max(layer.meter.num_units for layer in layers)), np.nan)
     for row, layer in enumerate(layers):
         loads[row, : layer.meter.num_units] = layer.load * layer.meter.num_units
-    image = axes.imshow(loads, cmap="Blues", vmin=0, vmax=max(2.0, float(np.nanmax(loads))), aspect="auto")
+    darkest = max(2.0, float(np.nanmax(loads)))
+    image = axes.imshow(loads, cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
     axes.set_title("load of each expert, of an even share", loc="left", fontsize=10, color=INK)
     axes.set_yticks(range(len(layers)), [layer.layer for layer in layers], fontsize=7)
     axes.set_xlabel("expert", fontsize=8)
     _whole_ticks(axes)
     upper.colorbar(image, ax=axes, pad=0.01)
     if loads.shape[1] <= 16:
-        _write(axes, loads)
+        _write(axes, loads, darkest)
     small = lower.subplots(rows, columns, squeeze=False)
     lower.suptitle(
         "share of the tokens of an expert (row) that also go to another (column)",
@@ -71,7 +72,9 @@ def plot_routing(statistics: RoutingStatistics, title: str, path: Path) -> None:
         _whole_ticks(panel)
     lower.colorbar(last, ax=small, pad=0.01)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", facecolor="white")
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", facecolor="white")
+    partial.rename(path)
 
 
 def together(layer: LayerActivity) -> NDArray[np.float64]:
@@ -83,12 +86,12 @@ def together(layer: LayerActivity) -> NDArray[np.float64]:
     return share
 
 
-def _write(axes: Axes, values: NDArray[np.float64]) -> None:
+def _write(axes: Axes, values: NDArray[np.float64], darkest: float) -> None:
     for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
         value = values[row, column]
         axes.text(
             column, row, f"{value:.2f}", ha="center", va="center", fontsize=7,
-            color="white" if value > 1.3 else INK,
+            color="white" if value > 0.6 * darkest else INK,
         )  # fmt: skip
 
 
