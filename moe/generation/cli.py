@@ -9,13 +9,15 @@ from typing import Annotated
 
 import typer
 
+from runtime.errors import UsageError
+
 
 def generate_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a decoder, dense or of experts.")],
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="Text to go on from; - reads standard input.")
     ],
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token each time; 1 samples as the model says.")
     ] = 0.0,
@@ -52,10 +54,15 @@ def generate_command(
 
         lexpert moe generate stories "Once upon a time" --temperature 0.8 --top-p 0.9 --seed 7 --stop "The end"
     """
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens must be at least 1, got {max_tokens}")
+
     from moe.generation.decoder_folder import DecoderFolder
     from moe.generation.sampling import Sampling
     from moe.generation.text import generate_text
+    from moe.seed import require_seed
 
+    require_seed(seed)
     sampling = Sampling(temperature, top_k, top_p)
     text = sys.stdin.read() if prompt == "-" else prompt
     loaded = DecoderFolder.load(model, dtype=dtype, device=device)

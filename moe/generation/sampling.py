@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ class Sampling:
     """Temperature, then top-k, then top-p (nucleus; Holtzman et al. 2020), as transformers orders them.
 
     Attributes:
-        temperature: logits are divided by it; 0 takes the highest logit, of equal ones the first.
+        temperature: logits are divided by it; 0, or next to nothing, takes the highest logit, of equal ones the
+            first.
         top_k: only so many of the highest logits stay, and those equal to the last of them; None keeps all.
         top_p: only the most probable tokens that together have this probability stay, at least one.
     """
@@ -33,20 +35,25 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top-p is {self.top_p}, but must be above 0 and up to 1")
 
+    @property
+    def greedy(self) -> bool:
+        # What is smaller has no finite reciprocal, and nothing but the highest logit would stay.
+        return self.temperature < sys.float_info.min
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """float32 ``[vocabulary]`` of the logits of one position, which sum to 1.
 
         Raises:
-            InputError: logits are NaN.
+            InputError: logits are NaN or infinite; single ones may be -∞, which is never chosen.
         """
         logits = logits.float()
-        if bool(logits.isnan().any()):
-            raise InputError("the model gave NaN for the next token; its weights are damaged, or overflow")
-        if self.temperature == 0:
+        _require_finite(logits)
+        if self.greedy:
             highest = torch.zeros_like(logits)
             highest[logits.argmax()] = 1
             return highest
-        logits = logits / self.temperature
+        # In float64 and below 0, so that no temperature makes them overflow.
+        logits = ((logits.double() - logits.max()) / self.temperature).float()
         if self.top_k is not None and self.top_k < len(logits):
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[-1], -math.inf)
         if self.top_p < 1:
@@ -64,6 +71,14 @@ class Sampling:
             logits: ``[vocabulary]`` of the last position.
             random: on the CPU, so that a seed gives the same tokens on every device.
         """
-        if self.temperature == 0 and not bool(logits.isnan().any()):
+        if self.greedy:
+            _require_finite(logits)
             return int(logits.argmax())
         return int(torch.multinomial(self.probabilities(logits.cpu()), 1, generator=random))
+
+
+def _require_finite(logits: Tensor) -> None:
+    highest = float(logits.max())  # NaN where there is one
+    if not math.isfinite(highest):
+        given = "NaN" if math.isnan(highest) else "infinite logits"
+        raise InputError(f"the model gave {given} for the next token; its weights are damaged, or overflow")

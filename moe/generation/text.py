@@ -63,7 +63,7 @@ def generate_text(
         show: called with each piece of text that is final; the pieces make up `Generated.text`.
 
     Raises:
-        UsageError: the prompt has no tokens or fills the context, or a stop string is empty.
+        UsageError: the prompt has no tokens or fills the context, a stop string is empty, or the seed cannot be one.
     """
     if "" in stop:
         raise UsageError("a stop string is empty; leave it out to stop nowhere")

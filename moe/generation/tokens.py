@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from moe.generation.sampling import Sampling
+from moe.seed import require_seed
 from runtime.errors import UsageError
 
 GREEDY = Sampling()
@@ -32,12 +33,13 @@ def generate_tokens(
         model: a decoder of transformers with a language-modelling head.
         prompt: ids, at least one.
         max_tokens: at most so many are generated.
-        seed: of the choice, where it is not greedy.
+        seed: of the choice, where it is not greedy; 0 to 2³² - 1.
         end_tokens: ids after which nothing follows; the one that came is the last that is yielded.
 
     Raises:
-        UsageError: the prompt is empty or fills the context.
+        UsageError: the prompt is empty or fills the context, or the seed cannot be one.
     """
+    require_seed(seed)
     if not prompt:
         raise UsageError("the prompt has no tokens; give some text to go on from")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)

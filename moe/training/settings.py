@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from moe.language_model_folder import Objective
+from moe.seed import require_seed
 from moe.training.balance_schedule import LinearSchedule
 from runtime.errors import UsageError
 
@@ -37,7 +38,7 @@ class TrainingSettings:
         save_every: steps between checkpoints; None saves with each evaluation.
         keep: checkpoints that stay.
         max_tokens: of the text; the rest is not read. None reads all.
-        seed: of the order of blocks, of masks and of dropout.
+        seed: of the order of blocks, of masks and of dropout; 0 to 2³² - 1.
     """
 
     objective: Objective = "causal"
@@ -63,7 +64,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         counts = {
             "steps": 1, "batch_size": 1, "accumulate": 1, "block": 2, "warmup": 0, "eval_blocks": 1,
-            "eval_every": 1, "save_every": 1, "keep": 1, "max_tokens": 1, "seed": 0,
+            "eval_every": 1, "save_every": 1, "keep": 1, "max_tokens": 1,
         }  # fmt: skip
         for name, least in counts.items():
             value = getattr(self, name)
@@ -73,6 +74,7 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"{name} is {value}, but must be 0 or more")
+        require_seed(self.seed)
         if not 0 < self.held_out < 1:
             raise UsageError(f"held_out is {self.held_out}, but must be a share above 0 and below 1")
         if self.warmup >= self.steps:

@@ -55,6 +55,27 @@ def test_a_token_comes_as_often_as_its_probability_says() -> None:
     assert counts[3] == 0
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-300, 1e-40, 1e-6])
+def test_next_to_no_temperature_takes_the_highest(temperature: float) -> None:
+    logits = torch.tensor([-math.inf, 0.0, 80.0, 79.0])
+    sampling = Sampling(temperature, top_k=3, top_p=0.9)
+    assert sampling.probabilities(logits).tolist() == [0, 0, 1, 0]
+    assert sampling.choose(logits, torch.Generator()) == 2
+
+
+def test_a_huge_temperature_levels_all_that_can_be_chosen() -> None:
+    for temperature in (1e45, 1e308):
+        probabilities = Sampling(temperature).probabilities(torch.tensor([-math.inf, 1.0, 3e38]))
+        torch.testing.assert_close(probabilities, torch.tensor([0, 0.5, 0.5]))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(1e-40)])
+@pytest.mark.parametrize("logits", [[0.0, math.inf], [-math.inf, -math.inf]])
+def test_infinite_logits_are_refused(sampling: Sampling, logits: list[float]) -> None:
+    with pytest.raises(InputError, match="gave infinite logits"):
+        sampling.choose(torch.tensor(logits), torch.Generator())
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0)])
 def test_nan_is_refused(sampling: Sampling) -> None:
     with pytest.raises(InputError, match="NaN"):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 
@@ -76,6 +77,25 @@ def test_a_long_text_is_shown_as_it_is(loaded: DecoderFolder) -> None:
 def test_an_empty_stop_string_is_refused(loaded: DecoderFolder) -> None:
     with pytest.raises(UsageError, match="stop string is empty"):
         generate(loaded, stop=("",))
+
+
+def test_what_the_command_cannot_honour_is_one_sentence(folder: Path) -> None:
+    import lexpert
+
+    for options, message in (
+        (["--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
+        (["--seed", str(10**22)], f"the seed is {10**22}, but must be 0 to 4294967295"),
+        (["--seed", "-1"], "the seed is -1"),
+    ):
+        done = CliRunner().invoke(lexpert.app, ["moe", "generate", str(folder), "a", *options])
+        assert isinstance(done.exception, UsageError)
+        assert message in str(done.exception)
+
+
+def test_a_seed_is_checked_in_python_too(loaded: DecoderFolder) -> None:
+    with pytest.raises(UsageError, match="the seed is 4294967296"):
+        generate(loaded, seed=2**32)
+    assert generate(loaded, seed=2**32 - 1)[0].tokens
 
 
 def test_speed_counts_the_tokens_after_the_first() -> None:
