@@ -19,6 +19,7 @@ import numpy as np
 from runtime.activations import Array, SparseActivations, is_tensor
 from runtime.dispatch import Dispatch
 from runtime.errors import UsageError
+from runtime.group_offsets import check_group_offsets
 from runtime.kernels.registry import kernel
 
 
@@ -43,14 +44,14 @@ def grouped_matmul(values: Array, offsets: Array, matrices: Array, *, backend: s
         ``[entries, out]``.
 
     Raises:
-        UsageError: shapes or dtypes do not fit.
+        UsageError: shapes or dtypes do not fit, or offsets decrease or do not run from 0 to the number of entries.
     """
-    fits = values.ndim == 2 and matrices.ndim == 3 and values.shape[1] == matrices.shape[1]
-    if not fits or len(offsets) != len(matrices) + 1 or int(offsets[-1]) != len(values):
+    if values.ndim != 2 or matrices.ndim != 3 or values.shape[1] != matrices.shape[1]:
         raise UsageError(
-            f"values {tuple(values.shape)}, {len(offsets)} offsets up to {int(offsets[-1])} and matrices "
-            f"{tuple(matrices.shape)} must be [entries, in], groups + 1 up to entries, and [groups, in, out]"
+            f"values {tuple(values.shape)} and matrices {tuple(matrices.shape)} must be [entries, in] and "
+            "[groups, in, out]"
         )
+    check_group_offsets(offsets, len(matrices), len(values))
     if values.dtype != matrices.dtype:
         raise UsageError(f"values are {values.dtype}, but matrices {matrices.dtype}; convert one of them")
     run = kernel("grouped_matmul", values, offsets, matrices, backend=backend)

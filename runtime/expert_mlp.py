@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.activations import Array, is_tensor
 from runtime.errors import UsageError
 from runtime.expert_weights import QuantisedWeights
+from runtime.group_offsets import check_group_offsets
 from runtime.kernels.expert_activations import canonical_activation
 from runtime.kernels.registry import kernel
 
@@ -50,7 +51,8 @@ def expert_mlp(
         ``[entries, width]``, of the dtype of `values`.
 
     Raises:
-        UsageError: shapes or dtypes do not fit, or the activation is not known.
+        UsageError: shapes or dtypes do not fit, offsets decrease or do not run from 0 to the number of entries, or the
+            activation is not known.
     """
     canonical_activation(activation)
     _check(values, offsets, up, down, gated, up_bias, down_bias)
@@ -99,13 +101,7 @@ def _check(
             f"values {tuple(values.shape)}, up {tuple(up.shape)} and down {tuple(down.shape)} must be "
             f"[entries, width], [experts, {rows}, width] and [experts, width, inner]"
         )
-    if len(offsets) != len(up) + 1:
-        raise UsageError(f"{len(up)} experts need {len(up) + 1} offsets, not {len(offsets)}")
-    if int(offsets[0]) != 0 or int(offsets[-1]) != len(values):
-        raise UsageError(
-            f"offsets run from {int(offsets[0])} to {int(offsets[-1])}, but must run from 0 to {len(values)}, "
-            "the number of entries"
-        )
+    check_group_offsets(offsets, len(up), len(values))
     for name, bias, matrices in (("up_bias", up_bias, up), ("down_bias", down_bias, down)):
         if bias is not None and tuple(bias.shape) != tuple(matrices.shape[:2]):
             raise UsageError(f"{name} {tuple(bias.shape)} must be {tuple(matrices.shape[:2])}")

@@ -131,8 +131,7 @@ def _multiplied(
     offsets: Tensor,
     multiply: Callable[[_Matrices, Tensor, Offsets, Offsets, Tensor], None],
 ) -> Tensor:
-    bounds = offsets.numpy().astype(np.int64, copy=False)
-    check_offsets(bounds)
+    bounds = _bounds(offsets)
     matrices = _Matrices.of(weights, bias)
     result = torch.empty(len(values), matrices.rows)
     active = np.flatnonzero(bounds[1:] > bounds[:-1])
@@ -162,7 +161,8 @@ class _Matrices:
     def of_quantised(weights: QuantisedWeights, bias: Tensor | None) -> _Matrices:
         kind = f"int4-{weights.group}" if weights.bits == 4 else "int8"
         rows, padded = weights.shape[1], weights.padded
-        return _Matrices(kind, weights.codes, weights.scales, _float32(bias), rows, padded, weights.group)
+        codes, scales = weights.codes.contiguous(), weights.scales.contiguous()
+        return _Matrices(kind, codes, scales, _float32(bias), rows, padded, weights.group)
 
     def multiply(self, values: Tensor, offsets: Offsets, active: Offsets, result: Tensor) -> None:
         """``result[i] = weights[j] · values[i] + bias[j]`` for the entries of each active group; float32 in and out."""
@@ -214,8 +214,7 @@ class _Matrices:
 def _run(
     values: Tensor, offsets: Tensor, into: _Matrices, out_of: _Matrices, *, activation: str, gated: bool
 ) -> Tensor:
-    bounds = offsets.numpy().astype(np.int64, copy=False)
-    check_offsets(bounds)
+    bounds = _bounds(offsets)
     activate = torch_activation(activation)
     wide = values.detach().float().contiguous()
     result = torch.empty_like(wide)
@@ -233,6 +232,13 @@ def _run(
             hidden = activate(hidden)
         out_of.multiply(hidden, local, piece, result[begin:end])
     return result.to(values.dtype)
+
+
+def _bounds(offsets: Tensor) -> Offsets:
+    """Offsets as compiled code takes them, by their address: one after the other, int64."""
+    bounds: Offsets = np.ascontiguousarray(offsets.numpy(), np.int64)
+    check_offsets(bounds)
+    return bounds
 
 
 def _pieces(bounds: Offsets) -> list[Offsets]:

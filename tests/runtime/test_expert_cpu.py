@@ -15,7 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.errors import UsageError
 from runtime.expert_mlp import expert_mlp
+from runtime.expert_weights import quantise_experts
 from runtime.kernels import expert_cpu, thread_crew
 from runtime.kernels.library_products import NEVER, TRIED, entries_for_library
 from runtime.kernels.registry import backends
@@ -106,6 +108,24 @@ def test_weights_that_are_views_are_computed() -> None:
     wide[:, 2:18] = given["values"]
     result = expert_mlp(**{**given, **turned, "values": wide[:, 2:18]})
     torch.testing.assert_close(result, expert_mlp(**given))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_offsets_that_are_views_are_computed(bits: int | None, dtype: torch.dtype) -> None:
+    given = Problem.draw([7, 13], 16, 8, "silu", gated=True, biased=False, seed=0).torch(torch.float32)
+    if bits:
+        given |= {name: quantise_experts(given[name], bits=bits) for name in ("up", "down")}
+    spread = torch.full((3, 2), 99, dtype=dtype)
+    spread[:, 0] = given["offsets"]
+    assert torch.equal(expert_mlp(**{**given, "offsets": spread[:, 0]}), expert_mlp(**given))
+
+
+@pytest.mark.parametrize("offsets", [[0.0, 2.0, 3.0], [[0], [2], [3]], [0, 4, 3], [-2, 1, 3]])
+def test_offsets_that_lead_elsewhere_are_refused(offsets: list[Any]) -> None:
+    given = Problem.draw([2, 1], 16, 8, "silu", gated=True, biased=False, seed=0).torch(torch.float32)
+    with pytest.raises(UsageError, match="offsets"):
+        expert_mlp(**{**given, "offsets": torch.tensor(offsets)})
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])

@@ -162,12 +162,18 @@ def test_what_does_not_fit_is_a_usage_error() -> None:
         changed(gated=False)
     with pytest.raises(UsageError, match="must be"):
         changed(down=np.zeros((2, 4, 4)))
-    with pytest.raises(UsageError, match="2 experts need 3 offsets, not 2"):
+    with pytest.raises(UsageError, match="2 groups need 3 offsets, not 2"):
         changed(offsets=np.array([0, 3]))
     with pytest.raises(UsageError, match="offsets run from 0 to 2"):
         changed(offsets=np.array([0, 1, 2]))
-    with pytest.raises(ValueError, match="must not decrease"):
+    with pytest.raises(UsageError, match="must not decrease"):
         changed(offsets=np.array([0, 4, 3]))
+    with pytest.raises(
+        UsageError, match=r"offsets are float64 of shape \(3,\), but must be int64 \[groups \+ 1\]"
+    ):
+        changed(offsets=np.array([0.0, 2.0, 3.0]))
+    with pytest.raises(UsageError, match=r"offsets are int64 of shape \(3, 1\)"):
+        changed(offsets=np.array([[0], [2], [3]]))
     with pytest.raises(UsageError, match=r"down_bias \(2, 4\) must be \(2, 3\)"):
         changed(down_bias=np.zeros((2, 4)))
     with pytest.raises(UsageError, match="values are float64, but down is float32"):

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.combine import grouped_matmul
+from runtime.errors import UsageError
 from runtime.kernels.registry import kernel
 
 
@@ -37,6 +40,21 @@ def test_products_of_cpu_tensors_keep_their_gradients() -> None:
     product = grouped_matmul(values, torch.tensor([0, 1, 3]), matrices.transpose(1, 2), backend="expert_cpu")
     for gradient in torch.autograd.grad(product.sum(), [values, matrices]):
         assert gradient.abs().sum() > 0
+
+
+def test_offsets_that_are_views_are_computed() -> None:
+    values, matrices = torch.randn(20, 16), torch.randn(2, 8, 16).transpose(1, 2)
+    spread = torch.tensor([[0, 99], [7, 99], [20, 99]])
+    expected = grouped_matmul(values, torch.tensor([0, 7, 20]), matrices)
+    assert torch.equal(grouped_matmul(values, spread[:, 0], matrices), expected)
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0.0, 2.0, 3.0], [[0], [2], [3]], [0, 4, 3], [-2, 1, 3], [0, 1, 2], [0, 3]]
+)
+def test_offsets_that_lead_elsewhere_are_refused(offsets: list[Any]) -> None:
+    with pytest.raises(UsageError, match="offsets"):
+        grouped_matmul(torch.zeros(3, 8), torch.tensor(offsets), torch.zeros(2, 16, 8).transpose(1, 2))
 
 
 def test_offsets_that_decrease_are_refused() -> None:
