@@ -18,7 +18,7 @@ from moe.training.run_folder import RunFolder, open_run, read_json, write_json
 from moe.training.settings import TrainingSettings
 from moe.training.step_log import StepLog, read_records
 from moe.upcycle.output_folder import new_folder, require_room
-from runtime.errors import FormatError, NotFoundError, UsageError
+from runtime.errors import NotFoundError, UsageError
 from runtime.progress import progress
 
 
@@ -199,11 +199,11 @@ def _draw(run: RunFolder, records: list[dict[str, Any]], report: TrainingReport)
 def _require_objective(folder: Path, objective: Objective) -> None:
     possible = objective_of(folder)
     if possible == "masked" and objective == "causal":
-        raise FormatError(
+        raise UsageError(
             f"{folder} is no decoder but an encoder, which predicts masked tokens; train it with the objective mlm"
         )
     if possible == "causal" and objective == "masked":
-        raise FormatError(f"{folder} is a decoder and predicts no masked tokens; leave the objective out")
+        raise UsageError(f"{folder} is a decoder and predicts no masked tokens; leave the objective out")
 
 
 def _require_accelerate() -> None:

@@ -113,11 +113,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "model").exists()
-    # and half of a later checkpoint is there, as after a kill while it is written
+    # and half of a later checkpoint is there, as after a kill while it is written, and whole records of later steps
     shutil.copytree(out / "checkpoints/checkpoint-4", out / "checkpoints/checkpoint-11")
     (out / "checkpoints/checkpoint-11/complete").unlink()
     with (out / "steps.jsonl").open("a") as log:
-        log.write('{"step": 9, "lo')
+        log.write('{"step": 8, "loss": 0.5}\n{"step": 9, "lo')
     report = train(whole.model, [text], out, SETTINGS, resume=True)
     assert_same_weights(out, Path(whole.out))
     assert report.last_perplexity == whole.last_perplexity
@@ -204,9 +204,9 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
 def test_what_cannot_be_trained_is_refused(folder_of: MakeFolder, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     model = folder_of("mixtral")
-    with pytest.raises(FormatError, match="no decoder but an encoder"):
+    with pytest.raises(UsageError, match="no decoder but an encoder"):
         train(folder_of("moe_bert"), [text], out, SETTINGS)
-    with pytest.raises(FormatError, match="is a decoder and predicts no masked tokens"):
+    with pytest.raises(UsageError, match="is a decoder and predicts no masked tokens"):
         train(model, [text], out, replace(SETTINGS, objective="masked"))
     with pytest.raises(NotFoundError, match=r"no config\.json"):
         train(tmp_path, [text], out, SETTINGS)
