@@ -30,9 +30,11 @@ def expert_mlp(
     """``down[j] · act(up[j] · value)`` for every entry of group `j`, or with a gate, as in GLU variants improve
     transformers (Shazeer 2020): ``down[j] · (act(gate[j] · value) ⊙ (up[j] · value))``.
 
-    Gradients flow to values, weights and biases wherever torch's gradients are enabled and one of them asks for
-    them. Sums are taken in float32 at least. Between the two products, float32 may be kept where the weights are
-    narrower.
+    Gradients flow to those of torch's values, weights and biases that ask for them, but not through
+    `QuantisedWeights`. Gradients of gradients exist where `backend` is ``"torch"``; in float32 and bfloat16 on the
+    processor, the second backward is a UsageError otherwise.
+
+    Sums are taken in float32 at least. Between the two products, float32 may be kept where the weights are narrower.
 
     Args:
         values: floating ``[entries, width]``, group by group, as `runtime.combine.gather` has them.

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+
+from runtime.errors import UsageError
 
 Products = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 """``products(values, weights, bias, offsets)``: float32 ``[entries, rows]``."""
@@ -31,7 +32,10 @@ def expert_mlp_with_gradients(
     gated: bool,
     products: Products,
 ) -> Tensor:
-    """`runtime.expert_mlp.expert_mlp` whose gradients reach values, weights and biases, but have none themselves."""
+    """`runtime.expert_mlp.expert_mlp` whose gradients reach values, weights and biases, but have none themselves.
+
+    To ask for those is a UsageError, raised where the second backward comes through here.
+    """
     result: Tensor = _ExpertMlp.apply(
         values, up, down, up_bias, down_bias, offsets, _block(activate, gated), products
     )
@@ -68,11 +72,32 @@ class _ExpertMlp(torch.autograd.Function):
         return products(between(hidden), down, down_bias, offsets).to(values.dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        values, up, down, up_bias, down_bias, offsets, hidden = ctx.saved_tensors  # type: ignore[attr-defined]
-        between: Callable[[Tensor], Tensor] = ctx.between  # type: ignore[attr-defined]
-        wanted = ctx.needs_input_grad  # type: ignore[attr-defined]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        found = _Gradients.apply(gradients[0], *ctx.saved_tensors, ctx.between, ctx.needs_input_grad)
+        return *found, None, None, None
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients, as a function of all that they depend on: whoever differentiates them comes by here.
+
+    torch's own mark for what can be differentiated once only looks at the gradient that comes in. Where that one is
+    constant, it takes the gradients for constants too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ARG004 - nothing to remember
+        gradient_of_result: Tensor,
+        values: Tensor,
+        up: Tensor,
+        down: Tensor,
+        up_bias: Tensor | None,
+        down_bias: Tensor | None,
+        offsets: Tensor,
+        hidden: Tensor,
+        between: Callable[[Tensor], Tensor],
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
         of_values, of_up, of_down, of_up_bias, of_down_bias = (
             torch.zeros_like(tensor) if wanted[place] and tensor is not None else None
             for place, tensor in enumerate((values, up, down, up_bias, down_bias))
@@ -80,7 +105,7 @@ class _ExpertMlp(torch.autograd.Function):
         for expert, (begin, end) in enumerate(pairwise(offsets.tolist())):
             if begin == end:
                 continue
-            gradient = gradients[0][begin:end].float()
+            gradient = gradient_of_result[begin:end].float()
             with torch.enable_grad():
                 before = hidden[begin:end].float().requires_grad_()
                 activated = between(before)
@@ -95,7 +120,14 @@ class _ExpertMlp(torch.autograd.Function):
                 of_up_bias[expert] = of_hidden.sum(0)
             if of_values is not None:
                 of_values[begin:end] = of_hidden @ up[expert].float()
-        return of_values, of_up, of_down, of_up_bias, of_down_bias, None, None, None
+        return of_values, of_up, of_down, of_up_bias, of_down_bias
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ARG004
+        raise UsageError(
+            "gradients of experts in float32 and bfloat16 on the processor have no gradients of their own; call "
+            'expert_mlp with backend="torch", or take experts out of what is differentiated twice'
+        )
 
 
 def _put_product(target: Tensor | None, expert: int, left: Tensor, right: Tensor) -> None:

@@ -213,6 +213,39 @@ def test_only_what_asks_for_a_gradient_gets_one() -> None:
             torch.testing.assert_close(leaves[name].grad, whole[name].grad)
 
 
+@pytest.mark.parametrize("names", [["values"], ["up"], ["down_bias"], ["values", "down"]])
+@pytest.mark.parametrize("constant", [True, False])
+def test_gradients_of_gradients_are_refused_and_not_wrong(names: list[str], constant: bool) -> None:
+    given = Problem.draw([2, 3], 16, 16, "silu", gated=True, biased=True, seed=0).torch(torch.float32)
+    leaves = {name: given[name].clone().requires_grad_() for name in names}
+
+    def slopes(backend: str | None) -> Any:
+        result = expert_mlp(**{**given, **leaves}, backend=backend)
+        # Beside a term whose second derivative is there, so that a missing one would go unnoticed.
+        loss = sum(((leaf**3).sum() for leaf in leaves.values()), (result if constant else result**2).sum())
+        return torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+
+    found = slopes(None)
+    expected = slopes("torch")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="no gradients of their own"):
+        torch.autograd.grad(sum((one**2).sum() for one in found), list(leaves.values()))
+    assert all(
+        one.isfinite().all()
+        for one in torch.autograd.grad(sum((one**2).sum() for one in expected), list(leaves.values()))
+    )
+
+
+def test_what_experts_have_no_part_in_can_be_differentiated_twice() -> None:
+    given = Problem.draw([2, 3], 16, 16, "silu", gated=True, biased=False, seed=0).torch(torch.float32)
+    up, apart = given.pop("up").requires_grad_(), torch.ones(3, requires_grad=True)
+    loss = expert_mlp(**given, up=up).sum() + (apart**3).sum()
+    _, slope = torch.autograd.grad(loss, [up, apart], create_graph=True)
+    (curve,) = torch.autograd.grad(slope.sum(), apart)
+    torch.testing.assert_close(curve, 6 * apart.detach())
+
+
 def test_functional_transforms_run_on_torch() -> None:
     given = Problem.draw([2, 3], 8, 8, "silu", gated=True, biased=False, seed=0).torch(torch.float32)
     values = given.pop("values")
