@@ -1,6 +1,6 @@
 """The folder of a training: what it was asked for, its text as tokens, its checkpoints, its log, its result.
 
-OUT/training.json     model, text and settings
+OUT/training.json     model, text (with a digest of each file) and settings
     tokens.bin        the text, int32
     checkpoints/      checkpoint-STEP; one without a file `complete` was not finished
     steps.jsonl       figures of each step
@@ -17,13 +17,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from moe.training.step_log import read_records
 from runtime.errors import ConflictError, FormatError, UsageError
 
 COMPLETE = "complete"
+DIGESTS = "text_digests"
+"""Name, in a request, of the digests of the text's files."""
 
 
 class RunFolder:
@@ -56,6 +59,24 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"checkpoint-{step}"
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something that depends on the request: the text as tokens, or a checkpoint."""
+        return self.tokens.exists() or bool(self.complete_steps())
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether a step was taken."""
+        return any(record["step"] > 0 for record in read_records(self.log))
+
+    def remove(self) -> None:
+        """Remove what a training wrote before its first step, and nothing else."""
+        for path in (self.request, self.tokens, self.log):
+            path.unlink(missing_ok=True)
+            path.with_name(path.name + ".partial").unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.tensorboard):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def complete_steps(self) -> list[int]:
         """Steps of the checkpoints that are whole, ascending."""
         return sorted(int(path.parent.name.split("-")[1]) for path in self._marks())
@@ -75,19 +96,24 @@ class RunFolder:
 def open_run(out: Path, request: dict[str, Any], resume: bool) -> Iterator[RunFolder]:
     """The folder of a training, new or to go on in, for this process alone.
 
+    A training that ends by an error before its first step takes with it what it made, so that the same command can
+    be given again, mended.
+
     Args:
         request: all that the result depends on, as JSON has it.
         resume: go on in a folder that is there; without one, start.
 
     Raises:
-        ConflictError: the folder is there and `resume` is not given, or another process works in it.
-        UsageError: the folder is of another request, and says which.
+        ConflictError: the folder is there, not empty, and `resume` is not given, or another process works in it.
+        UsageError: the folder is of another request, and says which, or the text has changed.
         FormatError: it is no folder of a training.
     """
     run = RunFolder(out)
-    if out.exists() and not resume:
+    existed = out.exists()
+    empty = out.is_dir() and not any(out.iterdir())
+    if existed and not empty and not resume:
         raise ConflictError(f"{out} exists already; go on with --resume, or give the name of a new folder")
-    if out.exists() and not run.request.exists() and (not out.is_dir() or any(out.iterdir())):
+    if existed and not empty and not run.request.exists():
         raise FormatError(f"{out} is no folder of a training (it has no training.json); give another name")
     out.mkdir(parents=True, exist_ok=True)
     lock = os.open(out, os.O_RDONLY)
@@ -98,12 +124,22 @@ def open_run(out: Path, request: dict[str, Any], resume: bool) -> Iterator[RunFo
             raise ConflictError(
                 f"{out} is being trained in by another process; wait until it is done"
             ) from None
-        if run.request.exists():
+        if run.request.exists() and run.has_begun:
             _require_same(run.request, request)
-        else:
+            run.remove_incomplete()
+            yield run
+            return
+        try:
             write_json(run.request, request)
-        run.remove_incomplete()
-        yield run
+            run.remove_incomplete()
+            yield run
+        except BaseException:
+            if not run.has_stepped:
+                run.remove()
+                if not existed:
+                    with suppress(OSError):  # something else is in it
+                        out.rmdir()
+            raise
     finally:
         os.close(lock)
 
@@ -135,6 +171,11 @@ def _require_same(path: Path, request: dict[str, Any]) -> None:
     before = read_json(path)
     now = json.loads(json.dumps(request))
     changed = [name for name in now if before.get(name) != now[name]]
+    if changed == [DIGESTS]:
+        raise UsageError(
+            f"the text has changed since {path.parent} was started; give it as it was, or the name of a new folder"
+        )
+    changed = [name for name in changed if name != DIGESTS]
     if changed:
         was = ", ".join(f"{name} {before.get(name)!r}" for name in changed)
         asked = ", ".join(f"{name} {now[name]!r}" for name in changed)

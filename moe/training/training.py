@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from moe.token_stream import block_length, stream_tokens
 from moe.training.blocks import TokenBlocks, split_blocks, spread, write_tokens
 from moe.training.flops import training_flops_per_token
 from moe.training.objective import Loss, causal_loss, masked_loss
-from moe.training.run_folder import RunFolder, open_run, read_json, write_json
+from moe.training.run_folder import DIGESTS, RunFolder, open_run, read_json, write_json
 from moe.training.settings import TrainingSettings
 from moe.training.step_log import StepLog, read_records
 from moe.upcycle.output_folder import new_folder, require_room
@@ -88,8 +89,8 @@ def train(
         NotFoundError: the model, its tokenizer or a text is missing, or an optional package is.
         FormatError: the model cannot be loaded.
         InputError: the text is too short, or not UTF-8.
-        UsageError: the objective does not fit the model, or `out` was started with other settings.
-        ConflictError: `out` exists without `resume`, or another process trains in it.
+        UsageError: the objective does not fit the model, or `out` was started with other settings or another text.
+        ConflictError: `out` exists and is not empty, without `resume`, or another process trains in it.
         LexpertError: the loss is no number.
     """
     _require_accelerate()
@@ -109,6 +110,7 @@ def train(
     request = {
         "model": str(model.resolve()),
         "text": [str(Path(path).resolve()) for path in text],
+        DIGESTS: [_digest(Path(path)) for path in text],
         **asdict(settings),
         "block": length,
     }
@@ -204,6 +206,11 @@ def _require_objective(folder: Path, objective: Objective) -> None:
         )
     if possible == "causal" and objective == "masked":
         raise UsageError(f"{folder} is a decoder and predicts no masked tokens; leave the objective out")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _require_accelerate() -> None:

@@ -232,6 +232,59 @@ def test_too_short_a_text_says_how_much_it_is(folder_of: MakeFolder, tmp_path: P
         train(folder_of("mixtral"), [short], tmp_path / "out", SETTINGS)
 
 
+def test_what_a_text_that_cannot_be_trained_on_left_is_removed(
+    folder_of: MakeFolder, text: Path, tmp_path: Path
+) -> None:
+    bad, out = tmp_path / "bad.txt", tmp_path / "out"
+    model, settings = folder_of("llama"), replace(SETTINGS, steps=1)
+    for content in (b"", b"w1 w2 w3", b"w1 w2 \xff w3" * 2000, text.read_bytes()[:400] + b"\xff"):
+        bad.write_bytes(content)
+        with pytest.raises(InputError):
+            train(model, [bad], out, settings)
+        assert not out.exists()
+    out.mkdir()
+    with pytest.raises(InputError):
+        train(model, [bad], out, settings)
+    assert list(out.iterdir()) == []
+    # and what a killed process left while it read the text hinders no mended command
+    (out / "training.json").write_text("{}")
+    (out / "tokens.bin.partial").write_bytes(b"1234")
+    (out / "mine").touch()
+    with pytest.raises(InputError):
+        train(model, [bad], out, settings, resume=True)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    (out / "mine").unlink()
+    bad.write_bytes(text.read_bytes())
+    assert train(model, [bad], out, settings).steps == 1
+
+
+def test_a_training_that_took_a_step_stays(tmp_path: Path) -> None:
+    def stop_at(step: int) -> None:
+        with open_run(tmp_path / "out", {}, False) as run:
+            run.log.write_text(json.dumps({"step": step}) + "\n")
+            raise StoppedError
+
+    for step, stays in ((0, False), (1, True)):
+        with pytest.raises(StoppedError):
+            stop_at(step)
+        assert (tmp_path / "out").exists() == stays
+
+
+def test_a_text_that_changed_is_not_gone_on_with(whole: TrainingReport, text: Path, tmp_path: Path) -> None:
+    out, copy = tmp_path / "out", tmp_path / "text.txt"
+    copy.write_bytes(text.read_bytes())
+    settings = replace(SETTINGS, steps=1)
+    train(whole.model, [copy], out, settings)
+    os.utime(copy)  # a copy of another time is the same text
+    train(whole.model, [copy], out, settings, resume=True)
+    copy.write_bytes(text.read_bytes().replace(b"w1", b"w2"))
+    with pytest.raises(UsageError, match=r"the text has changed since .*out was started"):
+        train(whole.model, [copy], out, settings, resume=True)
+    with pytest.raises(UsageError, match=r"was started with text .*; give the same options") as caught:
+        train(whole.model, [text], out, settings, resume=True)
+    assert "digest" not in str(caught.value)
+
+
 def test_a_loss_that_is_no_number_ends_the_training(
     folder_of: MakeFolder, text: Path, tmp_path: Path
 ) -> None:
