@@ -167,7 +167,7 @@ def draw(reports: dict[str, TrainingReport], work: Path, arguments: argparse.Nam
         style = {"color": COLOURS[name], "marker": "o", "markersize": 3.5, "linewidth": 1.5}
         panels[0].plot(flops[1:], values[1:], label=f"{name}: {values[-1]:.2f}", **style)
         panels[1].plot([count / 1e6 for count in tokens[1:]], values[1:], label=name, **style)
-    start = next(iter(reports.values())).first_perplexity
+    starts = ", ".join(f"{report.first_perplexity:.1f}" for report in reports.values())
     for axes, label in zip(panels, ("training, TFLOP", "training, million tokens"), strict=True):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7)))
@@ -177,7 +177,7 @@ def draw(reports: dict[str, TrainingReport], work: Path, arguments: argparse.Nam
         axes.grid(color="#e4e8eb", linewidth=0.6)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    panels[0].set_title(f"held-out perplexity; {start:.1f} before", loc="left", fontsize=10)
+    panels[0].set_title(f"held-out perplexity; {starts} before", loc="left", fontsize=10)
     panels[1].set_title("the same by tokens seen", loc="left", fontsize=10)
     panels[0].legend(frameon=False, fontsize=9)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
