@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runtime.errors import UsageError
+from runtime.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +83,7 @@ def quantise_experts(
 
     Raises:
         UsageError: there is no matrix, their shapes differ, or `bits` or `group` are others.
+        InputError: a weight is NaN or infinite in float32.
     """
     import torch
 
@@ -92,13 +93,16 @@ def quantise_experts(
         raise UsageError(
             f"weights have 4 or 8 bits in groups of 32 or 128, not {bits} bits in groups of {group}"
         )
-    codes, scales, shape = [], [], None
+    codes: list[Tensor] = []
+    scales: list[Tensor] = []
+    shape = None
     for matrix in matrices:
         if matrix.ndim != 2 or (shape is not None and matrix.shape != shape):
             raise UsageError(
                 f"experts' matrices must be [rows, columns] of one shape, but {tuple(matrix.shape)} follows {shape}"
             )
         shape = matrix.shape
+        _check_finite(matrix, len(codes))
         unit = 16 if bits == 8 else max(group, BLOCK)
         padding = -shape[1] % unit
         padded = torch.nn.functional.pad(matrix.detach().float().cpu(), (0, padding)).contiguous()
@@ -115,3 +119,13 @@ def quantise_experts(
     return QuantisedWeights(
         torch.stack(codes), torch.stack(scales), shape[1], bits, 0 if bits == 8 else group
     )
+
+
+def _check_finite(matrix: Tensor, expert: int) -> None:
+    wrong = ~matrix.detach().float().isfinite()
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        raise InputError(
+            f"weights of expert {expert} are not finite in {int(wrong.sum())} places, first in row {row}, column "
+            f"{column}; no scale fits them: look where the checkpoint was damaged, or where its training diverged"
+        )

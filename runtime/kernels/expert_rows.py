@@ -26,6 +26,9 @@ values add up in eight lanes of int32: ``1024 / 8 · 127 · 32767 < 2**31``."""
 LARGEST_CODE = 32767
 """Of values in int16."""
 
+INFINITY = 0x7F800000
+"""The bits of infinity in float32."""
+
 
 class Job(NamedTuple):
     """What the threads share: sizes, and addresses of contiguous arrays.
@@ -84,15 +87,30 @@ def run_job(kind: str, job: Job, num_threads: int) -> None:
 
 
 @njit(nogil=True, cache=True)
+def _highest(values: Numbers) -> Any:
+    """The highest magnitude, 0 of none; NaN if one is NaN or infinite, which comparisons of numbers would pass over."""
+    # Without their sign, bits are in the order of the numbers, then infinity, then NaN.
+    highest = np.int32(0)
+    for place in range(len(values)):
+        bits = np.float32(abs(values[place])).view(np.int32)
+        highest = bits if bits > highest else highest
+    return np.int32(highest).view(np.float32) if highest < INFINITY else np.float32(np.nan)
+
+
+@njit(nogil=True, cache=True)
 def quantise_values(values: Numbers, codes: Numbers, scales: Numbers) -> None:
-    """Each row of `values` as ``scale · code`` in int16; columns that only `codes` has become 0."""
+    """Each row of `values` as ``scale · code`` in int16; columns that only `codes` has become 0.
+
+    The scale of a row that has a NaN or an infinity is NaN, and so is all that is computed of it.
+    """
     columns = values.shape[1]
     for entry in range(len(values)):
-        highest = np.float32(0)
-        for column in range(columns):
-            highest = max(highest, abs(values[entry, column]))
+        highest = _highest(values[entry])
         scales[entry] = highest / np.float32(LARGEST_CODE)
-        inverse = np.float32(LARGEST_CODE) / highest if highest > 0 else np.float32(0)
+        if not highest > 0:
+            codes[entry] = 0
+            continue
+        inverse = np.float32(LARGEST_CODE) / highest
         for column in range(columns):
             codes[entry, column] = np.int16(np.rint(values[entry, column] * inverse))
         codes[entry, columns:] = 0
@@ -102,17 +120,19 @@ def quantise_values(values: Numbers, codes: Numbers, scales: Numbers) -> None:
 def quantise_values_by_group(values: Numbers, codes: Numbers, factors: Numbers, group: int) -> None:
     """Each group of columns as ``factors[…, 0] · code`` in int8; ``factors[…, 1]`` is minus its sum.
 
-    Columns that only `codes` has become 0.
+    Columns that only `codes` has become 0. The factors of a group that has a NaN or an infinity are NaN.
     """
     columns = values.shape[1]
     for entry in range(len(values)):
         codes[entry, columns:] = 0
         for place in range(factors.shape[1]):
             first, last = place * group, min((place + 1) * group, columns)
-            highest = np.float32(0)
-            for column in range(first, last):
-                highest = max(highest, abs(values[entry, column]))
-            inverse = np.float32(127) / highest if highest > 0 else np.float32(0)
+            highest = _highest(values[entry, first:last])
+            if not highest > 0:
+                codes[entry, first:last] = 0
+                factors[entry, place] = highest
+                continue
+            inverse = np.float32(127) / highest
             total = np.int32(0)
             for column in range(first, last):
                 code = np.int8(np.rint(values[entry, column] * inverse))

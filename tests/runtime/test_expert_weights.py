@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import UsageError
+from runtime.errors import InputError, UsageError
 from runtime.expert_mlp import expert_mlp
 from runtime.expert_weights import QuantisedWeights, quantise_experts
 from tests.runtime.test_expert_cpu import narrowed
@@ -113,6 +113,37 @@ def test_wide_matrices_do_not_overflow(bits: int, group: int) -> None:
     values = torch.full((5, 4096), 2.0)
     result = expert_mlp(values, torch.tensor([0, 5]), up, down, activation="linear", gated=False)
     torch.testing.assert_close(result, torch.full((5, 4096), 4096 * 2.0 * 16), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_what_is_not_finite_makes_its_entry_nan(bits: int, group: int, wrong: float, activation: str) -> None:
+    given = Problem.draw([4, 3], 160, 48, activation, gated=True, biased=True, seed=0).torch(torch.float32)
+    given |= {name: quantise_experts(given[name], bits=bits, group=group) for name in ("up", "down")}
+    clean = expert_mlp(**given)
+    for entry, column in ((1, 0), (2, 159), (6, 77)):
+        given["values"][entry, column] = wrong
+    result = expert_mlp(**given)
+    assert result[[1, 2, 6]].isnan().all()
+    assert torch.equal(result[[0, 3, 4, 5]], clean[[0, 3, 4, 5]])
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+def test_values_of_0_give_the_bias(bits: int, group: int) -> None:
+    given = Problem.draw([2], 32, 32, "linear", gated=False, biased=True, seed=0).torch(torch.float32)
+    weights = {name: quantise_experts(given[name], bits=bits, group=group) for name in ("up", "down")}
+    still = {"values": torch.zeros(2, 32), "up_bias": torch.zeros(1, 32)}
+    assert torch.equal(expert_mlp(**{**given, **weights, **still}), given["down_bias"].expand(2, -1))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e39])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_that_are_not_finite_are_refused(bits: int, wrong: float) -> None:
+    matrices = torch.ones(3, 4, 32, dtype=torch.float64)
+    matrices[2, 1, 30] = wrong
+    with pytest.raises(InputError, match="expert 2 are not finite in 1 places, first in row 1, column 30"):
+        quantise_experts(matrices, bits=bits)
 
 
 def test_bfloat16_values_stay_bfloat16() -> None:
