@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,33 @@ class Perplexity:
     @property
     def bits_per_byte(self) -> float:
         return self.nats / self.num_bytes / math.log(2) if self.num_bytes else math.inf
+
+
+def read_text(path: Path, tokenizer: Any, most: int | None = None) -> tuple[NDArray[np.int32], int]:
+    """Token ids of a text file, and its bytes in UTF-8, for `measure_perplexity`.
+
+    Args:
+        path: UTF-8 text, or that compressed by gzip; blank lines separate documents.
+        tokenizer: of transformers.
+        most: tokens to read; None reads all.
+
+    Raises:
+        NotFoundError: the file is missing.
+        InputError: it is not UTF-8, or damaged.
+    """
+    from moe.token_stream import stream_tokens
+
+    ids, num_bytes = array("i"), 0
+    for piece in stream_tokens([path], tokenizer):
+        room = len(piece.ids) if most is None else most - len(ids)
+        if len(piece.ids) > room:
+            # the bytes of a part of a document are those that its tokens stand for
+            ids.extend(piece.ids[:room])
+            num_bytes += round(piece.num_bytes * room / len(piece.ids))
+            break
+        ids.extend(piece.ids)
+        num_bytes += piece.num_bytes
+    return np.array(ids, np.int32), num_bytes
 
 
 def measure_perplexity(

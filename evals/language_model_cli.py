@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from array import array
 from pathlib import Path
 from typing import Annotated
 
@@ -62,11 +61,8 @@ def lm_command(
         if value is not None and value < 1:
             raise UsageError(f"{option} must be at least 1, got {value}")
 
-    import numpy as np
-
-    from evals.language_model import measure_perplexity
+    from evals.language_model import measure_perplexity, read_text
     from moe.language_model_folder import LanguageModelFolder
-    from moe.token_stream import stream_tokens
 
     loaded = LanguageModelFolder.load(model, dtype=dtype, device=device)
     if loaded.objective != "causal":
@@ -75,19 +71,10 @@ def lm_command(
         from moe.quantised_model import quantise_model
 
         quantise_model(loaded.model, bits=bits)
-    ids, num_bytes = array("i"), 0
-    for piece in stream_tokens([text], loaded.tokenizer):
-        room = len(piece.ids) if max_tokens is None else max_tokens - len(ids)
-        if len(piece.ids) > room:
-            # the bytes of a part of a document are those that its tokens stand for
-            ids.extend(piece.ids[:room])
-            num_bytes += round(piece.num_bytes * room / len(piece.ids))
-            break
-        ids.extend(piece.ids)
-        num_bytes += piece.num_bytes
+    ids, num_bytes = read_text(text, loaded.tokenizer, max_tokens)
     found = measure_perplexity(
         loaded.model,
-        np.array(ids, np.int32),
+        ids,
         num_bytes,
         context=context,
         stride=stride,

@@ -26,6 +26,15 @@ def bench_moe(
     inner: Annotated[int, typer.Option(help="Of one expert's hidden layer.")] = 2048,
     rounds: Annotated[int, typer.Option(help="How often each execution runs, after a first time.")] = 9,
     threads: Annotated[int | None, typer.Option(help="How many.  [default: one a core]")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Decoder of experts whose perplexity at 8 and 4 bits is measured."
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text for --model, or one compressed by gzip.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")
     ] = False,
@@ -35,13 +44,18 @@ def bench_moe(
 
     Each time is held against the least that this machine allows, by bandwidth and speed measured in between. Peers in
     float32 run at torch's precision settings medium and highest (as torch comes); ours does not depend on them.
+    What weights of few bits cost, --model and --text tell: perplexity as it is, with 8 and with 4 bits.
 
     Examples:
 
         lexpert bench moe --plot experts.png
 
         lexpert bench moe --tokens 1,16 --experts 64/8 --dtypes bfloat16 --json
+
+        lexpert bench moe --model upcycled --text sample.txt
     """
+    if (model is None) != (text is None):
+        raise UsageError("--model and --text belong together; give both, or neither")
     shapes = [_pair(text) for text in experts.split(",")]
     counts = [_number("--tokens", text) for text in tokens.split(",")]
     chosen = [name.strip() for name in dtypes.split(",")]
@@ -54,17 +68,20 @@ def bench_moe(
             raise UsageError(f"{option} must be at least 1, got {value}")
 
     from evals.moe_bench.comparison import Case, compare_layers
+    from evals.moe_bench.model_bits import measure_bits, print_bits
     from evals.moe_bench.threads import torch_threads
 
     cases = [Case(count, *shape, name) for name in chosen for shape in shapes for count in counts]
     with torch_threads(threads):
+        # First, for a model or a text that cannot be read should not cost the time of the layers.
+        bits = None if model is None or text is None else measure_bits(model, text)
         found = compare_layers(cases, width=width, inner=inner, rounds=rounds)
     if plot is not None:
         from evals.moe_bench.picture import plot_layers
 
         plot_layers(found, plot)
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps({**found.to_json(), "perplexity": bits and bits.to_json()}))
         return
     from rich.console import Console
 
@@ -72,21 +89,23 @@ def bench_moe(
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     print_layers(found, console)
+    if bits is not None:
+        print_bits(bits, console)
     if plot is not None:
         console.print(f"picture: {plot}", highlight=False)
 
 
 def bench_moe_generate(
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 32,
-    tokens: Annotated[int, typer.Option(min=3, help="Tokens to generate.")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each runs, after a first time.")] = 5,
-    layers: Annotated[int, typer.Option(min=1, help="Of the model.")] = 9,
-    width: Annotated[int, typer.Option(min=64, help="Of hidden states, a multiple of 64.")] = 1024,
-    inner: Annotated[int, typer.Option(min=1, help="Of one expert's hidden layer.")] = 512,
+    prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 32,
+    rounds: Annotated[int, typer.Option(help="How often each runs, after a first time.")] = 5,
+    layers: Annotated[int, typer.Option(help="Of the model.")] = 9,
+    width: Annotated[int, typer.Option(help="Of hidden states, a multiple of 64.")] = 1024,
+    inner: Annotated[int, typer.Option(help="Of one expert's hidden layer.")] = 512,
     experts: Annotated[
         str, typer.Option(metavar="E/K", help="Experts, and how many a token goes to.")
     ] = "64/8",
-    vocabulary: Annotated[int, typer.Option(min=3, help="Of the model.")] = 50304,
+    vocabulary: Annotated[int, typer.Option(help="Of the model.")] = 50304,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.", metavar="DTYPE")] = "bfloat16",
     threads: Annotated[int | None, typer.Option(help="How many.  [default: one a core]")] = None,
     as_json: Annotated[
@@ -101,12 +120,16 @@ def bench_moe_generate(
 
         lexpert bench moe-generate --prompt 256 --tokens 16 --json
     """
+    for option, value, least in (
+        ("--prompt", prompt, 1), ("--tokens", tokens, 3), ("--rounds", rounds, 1), ("--layers", layers, 1),
+        ("--width", width, 64), ("--inner", inner, 1), ("--vocabulary", vocabulary, 3), ("--threads", threads, 1),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise UsageError(f"{option} must be at least {least}, got {value}")
     if width % 64:
         raise UsageError(f"--width is {width}, but must be a multiple of 64, the width of an attention head")
     if dtype not in ("bfloat16", "float32"):
         raise UsageError(f"--dtype is {dtype!r}; choose from bfloat16 and float32")
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be at least 1, got {threads}")
     num_experts, top_k = _pair(experts)
 
     import torch

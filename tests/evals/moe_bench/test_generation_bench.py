@@ -50,6 +50,7 @@ def test_the_table_names_all() -> None:
         (["--width", "100"], "--width is 100"),
         (["--experts", "4/8"], "cannot go to 8 of 4"),
         (["--dtype", "int8"], "--dtype is 'int8'"),
+        (["--tokens", "2"], "--tokens must be at least 3, got 2"),
         (["--threads", "0"], "--threads must be at least 1"),
     ],
 )

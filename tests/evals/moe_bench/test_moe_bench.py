@@ -113,6 +113,8 @@ def test_the_command_prints_tables_json_and_a_picture(tmp_path: Path) -> None:
         (["--experts", "4/8"], "cannot go to 8 of 4 experts"),
         (["--tokens", "1,x"], "--tokens has 'x'"),
         (["--dtypes", "float16"], "choose from float32, bfloat16"),
+        (["--model", "folder"], "--model and --text belong together"),
+        (["--text", "file"], "--model and --text belong together"),
         (["--rounds", "0"], "--rounds must be at least 1"),
     ],
 )
