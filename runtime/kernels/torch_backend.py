@@ -140,7 +140,7 @@ def grouped_matmul(values: Tensor, offsets: Tensor, matrices: Tensor) -> Tensor:
         for (start, end), matrix in zip(bounds, matrices, strict=True)
         if end > start
     ]
-    return torch.cat(pieces) if pieces else values.new_zeros((0, matrices.shape[2]))
+    return torch.cat(pieces) if pieces else _nothing_of((0, matrices.shape[2]), values, matrices)
 
 
 def expert_mlp(
@@ -171,7 +171,13 @@ def expert_mlp(
             else:
                 hidden = activate(hidden)
             pieces.append(linear(hidden, out_of, out_bias))
-    return torch.cat(pieces) if pieces else values.clone()
+    return torch.cat(pieces) if pieces else _nothing_of(values.shape, values, up, down, up_bias, down_bias)
+
+
+def _nothing_of(shape: tuple[int, ...], values: Tensor, *given: Tensor | None) -> Tensor:
+    """An empty result through which gradients still reach all that it would be computed of; they are zeros."""
+    nothings = [tensor[:0].sum() for tensor in (values, *given) if tensor is not None]
+    return values.new_zeros(shape) + torch.stack(nothings).sum()
 
 
 def score(

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.combine import grouped_matmul
 from runtime.errors import UsageError
 from runtime.expert_mlp import expert_mlp
 from runtime.kernels.expert_activations import ALIASES, torch_activation
@@ -133,6 +134,31 @@ def test_gradients_equal_those_of_dense_blocks() -> None:
     found = torch.autograd.grad((expert_mlp(**given) * weights).sum(), leaves)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", [None, "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [8, 3])
+@pytest.mark.parametrize("name", ["values", "up", "down", "up_bias", "down_bias"])
+def test_gradients_of_no_entries_are_zeros(
+    backend: str | None, dtype: torch.dtype, width: int, name: str
+) -> None:
+    given = Problem.draw([0, 0], width, 8, "silu", gated=True, biased=True, seed=0).torch(dtype)
+    leaf = given[name].requires_grad_()
+    result = expert_mlp(**given, backend=backend)
+    result.sum().backward()
+    assert result.shape == (0, width)
+    assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_gradients_of_no_products_are_zeros(place: int) -> None:
+    arrays = [torch.zeros(0, 3), torch.ones(2, 3, 5)]
+    arrays[place].requires_grad_()
+    result = grouped_matmul(arrays[0], torch.tensor([0, 0, 0]), arrays[1])
+    result.sum().backward()
+    assert result.shape == (0, 5)
+    assert torch.equal(arrays[place].grad, torch.zeros_like(arrays[place]))
 
 
 def test_an_alias_is_the_same_activation() -> None:
