@@ -39,7 +39,8 @@ def test_perplexity_by_bits_is_that_of_eval_lm(model: Path, text: Path) -> None:
         assert bits["perplexity"][name] == pytest.approx(expected["perplexity"], rel=1e-6)
         assert bits["tokens"] == expected["tokens"]
     assert bits["losses"]["float32"] == 0
-    assert len(set(bits["perplexity"].values())) == 4
+    # the rows are shorter than either group, so that both round alike
+    assert bits["perplexity"]["int4-32"] == bits["perplexity"]["int4-128"] != bits["perplexity"]["int8"]
     shown = CliRunner().invoke(app, [*TINY, *options], catch_exceptions=False).stdout
     assert f"int4-128 {bits['perplexity']['int4-128']:,.3f} ({bits['losses']['int4-128']:+.2%})" in shown
     assert shown.index("geometric mean") < shown.index("perplexity of")
