@@ -7,9 +7,10 @@ under `torch.compile` or functional         `runtime.kernels.torch_backend`
 transforms; dtypes other than float32 and
 bfloat16; sizes that are no multiple of 8
 a gradient                                  `runtime.kernels.expert_gradients`, forward as below
-an expert with so many entries that         torch's own product, expert by expert
-`runtime.kernels.library_products` found
-it clearly faster
+an expert with so many entries that, by     torch's own product, expert by expert
+`runtime.kernels.library_products`, it is
+faster: as a trial found, or where
+gradients are enabled, as a rule says
 everything else                             `runtime.kernels.expert_rows`, blocks of rows on torch's threads
 ==========================================  =============================================================
 
@@ -31,11 +32,14 @@ from runtime.kernels import torch_backend
 from runtime.kernels.bounds import check_offsets
 from runtime.kernels.expert_activations import torch_activation
 from runtime.kernels.expert_gradients import expert_mlp_with_gradients
-from runtime.kernels.library_products import TRIED, entries_for_library
+from runtime.kernels.library_products import NEVER, TRIED, entries_by_rule, entries_for_library
 from runtime.kernels.reference import Offsets
 
 ENTRIES_AT_ONCE = 1024
 """Entries between whose products float32 is held: 16 MB at an inner width of 2,048."""
+
+Fewest = Callable[[torch.dtype], int]
+"""From how many entries of an expert on the library multiplies its weights of a dtype."""
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -72,10 +76,11 @@ def expert_mlp(
             down_bias,
             activate=torch_activation(activation),
             gated=gated,
-            products=_products,
+            products=_products_by_rule,
         )
     into, out_of = _Matrices.of(up, up_bias), _Matrices.of(down, down_bias)
-    return _run(values, offsets, into, out_of, activation=activation, gated=gated)
+    fewest = _fewest_by_rule if torch.is_grad_enabled() else _fewest_by_trial
+    return _run(values, offsets, into, out_of, fewest, activation=activation, gated=gated)
 
 
 def quantised_expert_mlp(
@@ -91,7 +96,7 @@ def quantised_expert_mlp(
 ) -> Tensor:
     """`expert_mlp` without gradients on weights of few bits: 8, which values meet in 16, or 4, which they meet in 8."""
     into, out_of = _Matrices.of_quantised(up, up_bias), _Matrices.of_quantised(down, down_bias)
-    return _run(values.detach(), offsets, into, out_of, activation=activation, gated=gated)
+    return _run(values.detach(), offsets, into, out_of, _fewest_by_rule, activation=activation, gated=gated)
 
 
 def grouped_matmul(values: Tensor, offsets: Tensor, matrices: Tensor) -> Tensor:
@@ -101,7 +106,8 @@ def grouped_matmul(values: Tensor, offsets: Tensor, matrices: Tensor) -> Tensor:
     ours = rows.is_contiguous() and _suits(values, rows, matrices)
     if torch.compiler.is_compiling() or gradients or not ours:
         return torch_backend.grouped_matmul(values, offsets, matrices)
-    return _products(values.float(), rows, None, offsets).to(values.dtype)
+    fewest = _fewest_by_rule if torch.is_grad_enabled() else _fewest_by_trial
+    return _products(values.float(), rows, None, offsets, fewest).to(values.dtype)
 
 
 def _suits(values: Tensor, up: Tensor, down: Tensor) -> bool:
@@ -114,29 +120,37 @@ def _wants_gradients(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _products(values: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
-    """Every group of values times its matrix, plus its bias; float32 in and out, ``[entries, rows]``."""
-    return _multiplied(values, weights, bias, offsets, _Matrices.multiply)
+def _fewest_by_trial(dtype: torch.dtype) -> int:
+    return entries_for_library(dtype, torch.get_num_threads())
+
+
+def _fewest_by_rule(dtype: torch.dtype) -> int:
+    return entries_by_rule(dtype)
+
+
+def _fewest_for_tiles_alone(dtype: torch.dtype) -> int:  # noqa: ARG001 - the others ask for it
+    return NEVER
+
+
+def _products_by_rule(values: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
+    return _products(values, weights, bias, offsets, _fewest_by_rule)
 
 
 def tile_products(values: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor) -> Tensor:
-    """`_products` without the library."""
-    return _multiplied(values, weights, bias, offsets, _Matrices.multiply_by_tiles)
+    """Every group of values times its matrix, plus its bias, without the library; as `_products`."""
+    return _products(values, weights, bias, offsets, _fewest_for_tiles_alone)
 
 
-def _multiplied(
-    values: Tensor,
-    weights: Tensor,
-    bias: Tensor | None,
-    offsets: Tensor,
-    multiply: Callable[[_Matrices, Tensor, Offsets, Offsets, Tensor], None],
+def _products(
+    values: Tensor, weights: Tensor, bias: Tensor | None, offsets: Tensor, fewest: Fewest
 ) -> Tensor:
+    """Every group of values times its matrix, plus its bias; float32 in and out, ``[entries, rows]``."""
     bounds = _bounds(offsets)
     matrices = _Matrices.of(weights, bias)
     result = torch.empty(len(values), matrices.rows)
     active = np.flatnonzero(bounds[1:] > bounds[:-1])
     if len(active):
-        multiply(matrices, values.detach().contiguous(), bounds, active, result)
+        matrices.multiply(values.detach().contiguous(), bounds, active, result, fewest)
     return result
 
 
@@ -164,25 +178,27 @@ class _Matrices:
         codes, scales = weights.codes.contiguous(), weights.scales.contiguous()
         return _Matrices(kind, codes, scales, _float32(bias), rows, padded, weights.group)
 
-    def multiply(self, values: Tensor, offsets: Offsets, active: Offsets, result: Tensor) -> None:
+    def multiply(
+        self, values: Tensor, offsets: Offsets, active: Offsets, result: Tensor, fewest: Fewest
+    ) -> None:
         """``result[i] = weights[j] · values[i] + bias[j]`` for the entries of each active group; float32 in and out."""
         if self.scales is None and len(values) >= min(TRIED):
             counts = offsets[active + 1] - offsets[active]
             if counts.max() >= min(TRIED):
-                many = counts >= entries_for_library(self.weights.dtype, torch.get_num_threads())
+                many = counts >= fewest(self.weights.dtype)
                 for expert in active[many].tolist():
                     self._multiply_by_library(
                         values, slice(*offsets[expert : expert + 2].tolist()), expert, result
                     )
                 active = active[~many]
         if len(active):
-            self.multiply_by_tiles(values, offsets, active, result)
+            self._multiply_by_tiles(values, offsets, active, result)
 
     def _multiply_by_library(self, values: Tensor, entries: slice, expert: int, result: Tensor) -> None:
         product = values[entries].to(self.weights.dtype) @ self.weights[expert].T
         result[entries] = product if self.bias is None else product + self.bias[expert]
 
-    def multiply_by_tiles(self, values: Tensor, offsets: Offsets, active: Offsets, result: Tensor) -> None:
+    def _multiply_by_tiles(self, values: Tensor, offsets: Offsets, active: Offsets, result: Tensor) -> None:
         """`multiply` whatever the number of entries."""
         from runtime.kernels.expert_rows import Job, run_job
 
@@ -212,7 +228,14 @@ class _Matrices:
 
 
 def _run(
-    values: Tensor, offsets: Tensor, into: _Matrices, out_of: _Matrices, *, activation: str, gated: bool
+    values: Tensor,
+    offsets: Tensor,
+    into: _Matrices,
+    out_of: _Matrices,
+    fewest: Fewest,
+    *,
+    activation: str,
+    gated: bool,
 ) -> Tensor:
     bounds = _bounds(offsets)
     activate = torch_activation(activation)
@@ -224,13 +247,13 @@ def _run(
     for piece, begin, end in pieces:
         hidden = scratch[: end - begin]
         local = bounds - begin if begin else bounds
-        into.multiply(wide[begin:end], local, piece, hidden)
+        into.multiply(wide[begin:end], local, piece, hidden, fewest)
         if gated:
             gate, passed = hidden.chunk(2, dim=1)
             hidden = activate(gate).mul_(passed)
         else:
             hidden = activate(hidden)
-        out_of.multiply(hidden, local, piece, result[begin:end])
+        out_of.multiply(hidden, local, piece, result[begin:end], fewest)
     return result.to(values.dtype)
 
 

@@ -1,4 +1,8 @@
-"""From how many entries on torch's own products are faster than our tiles, found out by trying."""
+"""From how many entries on torch's own products are faster than our tiles: by trying, or by a rule.
+
+The two round differently. A trial may come out one way in one process and the other way in the next, so nothing that is
+trained may depend on it: wherever torch's gradients are enabled, the rule decides.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,24 @@ TRIED = (256, 64, 16)
 
 AHEAD = 1.25
 """How much faster it must be: near a draw, its way to start and to round is not worth having."""
+
+
+IN_TRAINING = 64
+"""Entries of an expert from which wide instructions pay, by the rule."""
+
+
+@cache
+def entries_by_rule(dtype: torch.dtype) -> int:
+    """The fewest entries of an expert for the library in training, the same in each process on a processor.
+
+    Tiles have lanes of eight. The library goes beyond them in float32 with AVX-512, and in bfloat16 where its products
+    are instructions (AVX-512 or AMX); elsewhere, `NEVER`.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return NEVER
+    if dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
+        return NEVER
+    return IN_TRAINING
 
 
 @cache

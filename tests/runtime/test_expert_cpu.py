@@ -15,11 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.combine import grouped_matmul
 from runtime.errors import UsageError
 from runtime.expert_mlp import expert_mlp
 from runtime.expert_weights import quantise_experts
 from runtime.kernels import expert_cpu, thread_crew
-from runtime.kernels.library_products import NEVER, TRIED, entries_for_library
+from runtime.kernels.library_products import IN_TRAINING, NEVER, TRIED, entries_by_rule, entries_for_library
 from runtime.kernels.registry import backends
 from tests.runtime.test_expert_mlp import ACTIVATIONS, PROBLEMS, Problem
 
@@ -88,11 +89,45 @@ def test_the_library_and_tiles_can_share_the_experts(
     dtype: torch.dtype, fewest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expert_cpu, "entries_for_library", lambda *_: fewest)
+    monkeypatch.setattr(expert_cpu, "entries_by_rule", lambda _: fewest)
     problem = Problem.draw([3, 20, 0, 4, 40], 64, 48, "silu", gated=True, biased=True, seed=0)
     given, expected = narrowed(problem, dtype)
     # The library rounds between the products too.
     tolerance = 3e-2 if dtype == torch.bfloat16 else 2e-5
-    torch.testing.assert_close(expert_mlp(**given).double(), expected, rtol=tolerance, atol=tolerance)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            result = expert_mlp(**given)
+        torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("asks", [(), ("values",), ("up", "down")])
+def test_no_trial_decides_where_gradients_are_enabled(
+    asks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Problem.draw([300, 20], 64, 48, "silu", gated=True, biased=True, seed=0).torch(torch.float32)
+    given |= {name: given[name].requires_grad_() for name in asks}
+    results = []
+    for fewest in (1, NEVER):
+        monkeypatch.setattr(expert_cpu, "entries_for_library", lambda *_, fewest=fewest: fewest)
+        result = expert_mlp(**given)
+        slopes = torch.autograd.grad(result.sum(), [given[name] for name in asks]) if asks else ()
+        product = grouped_matmul(given["values"].detach(), given["offsets"], given["up"].detach().mT)
+        results.append([result, *slopes, product])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_bfloat16", "float32", "bfloat16"),
+    [("AVX2", True, NEVER, NEVER), ("AVX512", False, IN_TRAINING, NEVER), ("AVX512", True, IN_TRAINING, IN_TRAINING)],
+)  # fmt: skip
+def test_the_rule_goes_by_what_the_processor_can(
+    capability: str, has_bfloat16: bool, float32: int, bfloat16: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+    assert entries_by_rule.__wrapped__(torch.float32) == float32
+    assert entries_by_rule.__wrapped__(torch.bfloat16) == bfloat16
 
 
 def test_the_library_is_tried_once_for_a_dtype() -> None:
