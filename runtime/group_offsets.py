@@ -24,15 +24,13 @@ def check_group_offsets(offsets: Array, num_groups: int, num_entries: int) -> No
         )
     if len(offsets) != num_groups + 1:
         raise UsageError(f"{num_groups} groups need {num_groups + 1} offsets, not {len(offsets)}")
-    if is_tensor(offsets):
-        # From a GPU once, not for each of the questions below.
-        offsets = offsets.cpu()
-    first, last = int(offsets[0]), int(offsets[-1])
-    if first != 0 or last != num_entries:
+    # A list, because it comes from a GPU at once, and because torch takes longer to compare few numbers.
+    bounds = offsets.tolist()
+    if bounds[0] != 0 or bounds[-1] != num_entries:
         raise UsageError(
-            f"offsets run from {first} to {last}, but must run from 0 to {num_entries}, the number of entries"
+            f"offsets run from {bounds[0]} to {bounds[-1]}, but must run from 0 to {num_entries}, the number of entries"
         )
-    if bool((offsets[1:] < offsets[:-1]).any()):
+    if bounds != sorted(bounds):
         raise UsageError(
             "offsets must not decrease, for each group ends where the next begins; sort entries by group"
         )
