@@ -69,8 +69,8 @@ class SparseIndex:
             encoder: for queries, instead of loading the one that the index names when the first text comes;
                 must have its fingerprint.
             warm: load the compiled search code now instead of with the first query: some tenths of a second,
-                once in a process, most of which Numba takes to start; once after an installation, compile it. Some
-                documents are searched for, so that what every search reads is in memory.
+                once in a process, most of which Numba takes to start; once after an installation, compile it. A
+                document is searched for, so that what every search reads is in memory.
 
         Raises:
             NotFoundError: no index there.
@@ -230,12 +230,14 @@ class SparseIndex:
         )
 
     def _warm(self) -> None:
-        """Search in every way for documents that are there, so that code, memory and the first pages are at hand."""
-        segments = [part.segment for part in self._all_parts if part.segment.num_documents]
-        rows: list[Any] = [segment.row(segment.num_documents // 2) for segment in segments]
-        vectors = SparseActivations.from_rows(rows or [([0], [1.0])], max(self.manifest.num_units, 1))
+        """Search in every way for a document of the largest segment, so that code and the first pages are at hand."""
+        largest = max(self._segments, key=lambda segment: segment.num_documents, default=None)
+        row: tuple[Any, Any] = ([0], [1.0])
+        if largest is not None and largest.num_documents:
+            row = largest.row(largest.num_documents // 2)
+        vector = SparseActivations.from_rows([row], max(self.manifest.num_units, 1))
         for mode in get_args(Mode):
-            self.search(vectors, 10, mode=mode, threads=1)
+            self.search(vector, 10, mode=mode, threads=1)
 
     def _parts(self, condition: Filter | None) -> list[Part]:
         """The segments, and which of their documents may be results; remembered for the last few filters."""
