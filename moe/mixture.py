@@ -32,7 +32,8 @@ def mix(
         hidden: ``[tokens, width]``.
         gates: torch, ``[tokens, experts]``; gradients reach its weights.
         up: ``[experts, 2 · inner, width]`` when `gated`, the rows of the gate first, else
-            ``[experts, inner, width]``. `hidden` is converted to its dtype, unless it is quantised.
+            ``[experts, inner, width]``. `hidden` is converted to its dtype, unless it is quantised. Under
+            `torch.autocast`, both are used in its dtype.
         down: ``[experts, width, inner]``.
         activation: a name of `runtime.expert_mlp`, as transformers has it.
         up_bias: ``[experts, 2 · inner]`` or ``[experts, inner]``.
@@ -42,6 +43,9 @@ def mix(
     Returns:
         ``[tokens, width]``, of the dtype of `hidden`; 0 for a token that no expert took.
     """
+    if not isinstance(up, QuantisedWeights) and not isinstance(down, QuantisedWeights):
+        up, down = under_autocast(up), under_autocast(down)
+        up_bias, down_bias = (None if bias is None else under_autocast(bias) for bias in (up_bias, down_bias))
     routed = dispatch(gates, capacity)
     values = hidden if isinstance(up, QuantisedWeights) else hidden.to(up.dtype)
     entries = expert_mlp(
@@ -55,6 +59,17 @@ def mix(
         down_bias=down_bias,
     )
     return add_up(entries, routed).to(hidden.dtype)
+
+
+def under_autocast(weights: Tensor) -> Tensor:
+    """Weights in the dtype that autocast asks for on their device, if it is on, as torch has it for linear layers.
+
+    Gradients reach the weights in their own dtype. float64 stays.
+    """
+    device = weights.device.type
+    if weights.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return weights
+    return weights.to(torch.get_autocast_dtype(device))
 
 
 def add_up(entries: Tensor, routed: Dispatch) -> Tensor:

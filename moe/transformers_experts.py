@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe.mixture import add_up, mix
+from moe.mixture import add_up, mix, under_autocast
 from moe.traced_mixture import mix_traced
 from runtime.activations import SparseActivations
 from runtime.combine import gather, grouped_matmul
@@ -117,17 +117,18 @@ def _gates(experts: Any, top_k_index: Tensor, top_k_weights: Tensor) -> SparseAc
 
 def _mix_by_steps(experts: Any, hidden: Tensor, gates: SparseActivations) -> Tensor:
     up = experts.gate_up_proj if experts.has_gate else experts.up_proj
+    up, down = under_autocast(up), under_autocast(experts.down_proj)
     up_bias, down_bias = biases(experts)
     routed = dispatch(gates)
 
     def project(values: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
         matrices = matrices if experts.is_transposed else matrices.transpose(1, 2)
-        product: Tensor = grouped_matmul(values, routed.offsets, matrices)
+        product: Tensor = grouped_matmul(values.to(matrices.dtype), routed.offsets, matrices)
         return product if bias is None else product + bias.repeat_interleave(routed.load, 0)
 
     entries = project(gather(hidden.to(up.dtype), routed), up, up_bias)
     entries = experts._apply_gate(entries) if experts.has_gate else experts.act_fn(entries)
-    entries = project(entries, experts.down_proj, down_bias)
+    entries = project(entries, down, down_bias)
     if experts.has_post_expert_norm:
         entries = experts.post_expert_norm(entries)
     return add_up(entries, routed).to(hidden.dtype)
