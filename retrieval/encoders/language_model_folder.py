@@ -1,4 +1,4 @@
-"""A folder with a ``*ForMaskedLM`` model: safetensors weights only, its own tokenizer, and no code from it."""
+"""A folder with a transformer: safetensors weights only, its own tokenizer, and no code from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging as progress
 
 from retrieval.encoders.backbones import register_backbone
@@ -24,6 +24,34 @@ def load_language_model(folder: Path) -> Any:
     Raises:
         FormatError: no safetensors weights, damaged ones, or some are missing.
     """
+    model, missing = _load(folder, AutoModelForMaskedLM, "a masked language model")
+    if missing:
+        raise FormatError(
+            f"{folder} lacks {len(missing)} of the weights of a masked language model, among them "
+            f"{missing[0]}; give a model that was saved with its vocabulary head"
+        )
+    return model
+
+
+def load_transformer(folder: Path) -> Any:
+    """The model that ends in one hidden state per token, in float32, ready to infer; heads are left out.
+
+    Raises:
+        FormatError: no safetensors weights, damaged ones, or some are missing.
+    """
+    model, missing = _load(folder, AutoModel, "a transformer")
+    # BERT's pooler reads the hidden states and changes none; models trained without one do not save it.
+    missing = [name for name in missing if not name.startswith("pooler.")]
+    if missing:
+        raise FormatError(
+            f"{folder} lacks {len(missing)} of the weights of its transformer, among them {missing[0]}; "
+            "save the model again"
+        )
+    return model
+
+
+def _load(folder: Path, auto_class: Any, kind: str) -> tuple[Any, list[str]]:
+    """The model and the names of the weights that its folder lacks."""
     if not list(folder.glob("model*.safetensors")):
         pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
         raise FormatError(
@@ -36,7 +64,7 @@ def load_language_model(folder: Path) -> Any:
     shown = progress.is_progress_bar_enabled()
     progress.disable_progress_bar()  # it has its own look, and ignores whether there is a terminal
     try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
+        model, report = auto_class.from_pretrained(
             folder,
             use_safetensors=True,
             local_files_only=True,
@@ -45,19 +73,11 @@ def load_language_model(folder: Path) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises ValueError, OSError, KeyError, SafetensorError, …
-        raise FormatError(
-            f"{folder} cannot be loaded as a masked language model: {_sentence(error)}"
-        ) from error
+        raise FormatError(f"{folder} cannot be loaded as {kind}: {_sentence(error)}") from error
     finally:
         if shown:
             progress.enable_progress_bar()
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise FormatError(
-            f"{folder} lacks {len(missing)} of the weights of a masked language model, among them "
-            f"{missing[0]}; give a model that was saved with its vocabulary head"
-        )
-    return model.eval()
+    return model.eval(), sorted(report["missing_keys"])
 
 
 def load_tokenizer(folder: Path, lower_case: bool, num_terms: int) -> Any:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from retrieval.encoders.encoder import Advance
 from retrieval.encoders.language_model_folder import load_language_model, load_tokenizer
 from retrieval.encoders.subword_vocabulary import SubwordVocabulary
 from retrieval.encoders.token_batches import token_batches
+from retrieval.encoders.token_inputs import Tokens, chosen, padded, tokenize, usable_positions
 from retrieval.encoders.vocabulary_head import Activation, Pooling, plain_pooled_terms, pooled_terms
 from runtime.activations import SparseActivations
 from runtime.errors import LexpertError
@@ -105,7 +105,7 @@ class MaskedLanguageModel:
         self.token_budget = token_budget or (4096 if self.device.type == "cpu" else 65536)
         self.model = load_language_model(folder).to(self.device)
         self.tokenizer = load_tokenizer(folder, lower_case, int(self.model.config.vocab_size))
-        self._positions = _usable_positions(self.model)
+        self._positions = usable_positions(self.model)
         with torch.inference_mode():
             logits = self.model(**self._padded(self._tokenize(PROBE_TEXTS))).logits
         self.vocabulary = SubwordVocabulary(self.tokenizer.get_vocab(), logits.shape[-1])
@@ -150,8 +150,7 @@ class MaskedLanguageModel:
         if advance is not None and len(given) < len(texts):
             advance(len(texts) - len(given))
         for batch in token_batches(lengths, self.token_budget, MAX_ROWS):
-            chosen = {name: [values[place] for place in batch] for name, values in tokens.items()}
-            dense = self.weigh(chosen, weighting.pooling, weighting.activation)
+            dense = self.weigh(chosen(tokens, batch.tolist()), weighting.pooling, weighting.activation)
             if not bool(torch.isfinite(dense).all()):
                 raise LexpertError(
                     f"the model computed NaN or infinity in {self.dtype}; "
@@ -163,7 +162,7 @@ class MaskedLanguageModel:
                 advance(len(batch))
         return rows
 
-    def weigh(self, tokens: dict[str, list[list[int]]], pooling: Pooling, activation: Activation) -> Tensor:
+    def weigh(self, tokens: Tokens, pooling: Pooling, activation: Activation) -> Tensor:
         """Term weights of tokenized texts, run as one batch.
 
         On the hidden states of one batch this is `plain_pooled_terms` within float32 rounding, see
@@ -172,7 +171,7 @@ class MaskedLanguageModel:
         batches differs in the last digits (up to 1e-5 in small models with large weights), fused or not.
 
         Args:
-            tokens: ``input_ids`` of each text, and ``token_type_ids`` where the model has them.
+            tokens: of each text, not padded.
 
         Returns:
             float32 ``[rows, terms]``, dense.
@@ -193,25 +192,12 @@ class MaskedLanguageModel:
         """Tokens of the texts together, special ones included, each text cut at `max_length`."""
         return sum(len(ids) for ids in self._tokenize(texts, max_length)["input_ids"]) if texts else 0
 
-    def _tokenize(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, list[list[int]]]:
-        if not texts:
-            return {"input_ids": []}
+    def _tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Tokens:
         limit = min(max_length or int(self.tokenizer.model_max_length), self._positions)
-        encoded = self.tokenizer(
-            list(texts), truncation=True, max_length=limit, padding=False, return_attention_mask=False
-        )
-        return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+        return tokenize(self.tokenizer, texts, limit)
 
-    def _padded(self, tokens: dict[str, list[list[int]]]) -> dict[str, Tensor]:
-        lengths = np.array([len(ids) for ids in tokens["input_ids"]])
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        inputs = {"attention_mask": torch.from_numpy(mask.astype(np.int64)).to(self.device)}
-        padding = {"input_ids": self.tokenizer.pad_token_id or 0}
-        for name, values in tokens.items():
-            padded = np.full(mask.shape, padding.get(name, 0), np.int64)
-            padded[mask] = np.concatenate([np.asarray(row, np.int64) for row in values])
-            inputs[name] = torch.from_numpy(padded).to(self.device)
-        return inputs
+    def _padded(self, tokens: Tokens) -> dict[str, Tensor]:
+        return padded(tokens, self.tokenizer.pad_token_id or 0, self.device)
 
     def _fuse(self, logits: Tensor) -> bool:
         """Take the decoder out of the model, if its input times its weights is what `logits` says."""
@@ -264,14 +250,3 @@ def heaviest(
         return units, weights
     kept = np.sort(np.argsort(-weights, kind="stable")[:count])
     return units[kept], weights[kept]
-
-
-def _usable_positions(model: Any) -> int:
-    """The longest text, in tokens, that the model has positions for."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 0
-    for name, module in model.named_modules():
-        # RoBERTa counts positions from behind its padding index, so that many can never be used.
-        offset = getattr(module, "padding_idx", None)
-        if name.endswith("position_embeddings") and offset is not None:
-            positions -= offset + 1
-    return positions if positions > 0 else 2**31 - 1

@@ -26,6 +26,7 @@ TRANSFORMER_CONFIGS = tuple(
 )
 POOLINGS = ("max", "sum")
 ACTIVATIONS = ("relu", "log1p_relu")
+WEIGHTS = "model.safetensors"
 _V5 = "sentence_transformers.sparse_encoder.models"
 
 
@@ -87,12 +88,12 @@ def read_folder(folder: Path) -> SparseEncoderFolder:
 def has_query_table(folder: Path) -> bool:
     """Whether the folder encodes queries by a table, that is, is an inference-free encoder."""
     return (folder / "modules.json").is_file() and any(
-        kind == "SparseStaticEmbedding" for kind, _ in _modules_of(folder, "query")
+        kind == "SparseStaticEmbedding" for kind, _ in modules_of(folder, "query")
     )
 
 
 def _route(folder: Path, task: str, prompt: str) -> Route:
-    modules = _modules_of(folder, task)
+    modules = modules_of(folder, task)
     kinds = [kind for kind, _ in modules]
     if kinds == ["SparseStaticEmbedding"]:
         return _table_route(folder, modules[0][1], prompt)
@@ -102,8 +103,7 @@ def _route(folder: Path, task: str, prompt: str) -> Route:
             "SpladePooling and, for queries, SparseStaticEmbedding"
         )
     (kind, transformer), (_, pooling) = modules
-    path = next((transformer / name for name in TRANSFORMER_CONFIGS if (transformer / name).is_file()), None)
-    config = read_object(path) if path else {}
+    path, config = transformer_settings(transformer)
     if config.get("transformer_task", "fill-mask" if kind == "MLMTransformer" else None) != "fill-mask":
         raise FormatError(f"the transformer in {transformer} is not a masked language model (fill-mask)")
     pooled = read_object(pooling / "config.json")
@@ -111,13 +111,19 @@ def _route(folder: Path, task: str, prompt: str) -> Route:
         transformer,
         _one_of(pooled.get("pooling_strategy", "max"), POOLINGS, pooling, "pooling_strategy"),
         _one_of(pooled.get("activation_function", "relu"), ACTIVATIONS, pooling, "activation_function"),
-        _max_length(config, task, path) if path else None,
+        max_length_in(config, task, path) if path else None,
         bool(config.get("do_lower_case", False)),
         prompt,
     )
 
 
-def _max_length(config: Mapping[str, Any], task: str, path: Path) -> int | None:
+def transformer_settings(transformer: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The settings that sentence-transformers keeps beside a transformer, and their file; none and empty without."""
+    path = next((transformer / name for name in TRANSFORMER_CONFIGS if (transformer / name).is_file()), None)
+    return path, read_object(path) if path else {}
+
+
+def max_length_in(config: Mapping[str, Any], task: str, path: Path) -> int | None:
     """The most specific of the places where sentence-transformers keeps a limit of tokens."""
     processing = object_in(config, "processing_kwargs", path)
     for settings, key in (
@@ -135,7 +141,7 @@ def _max_length(config: Mapping[str, Any], task: str, path: Path) -> int | None:
 def _table_route(folder: Path, module: Path, prompt: str) -> TableRoute:
     named = read_object(module / "config.json").get("path")
     if named is None:
-        weights = module / "model.safetensors"
+        weights = module / WEIGHTS
         if not weights.is_file() and (module / "pytorch_model.bin").is_file():
             raise FormatError(
                 f"{module} has only pickled weights (pytorch_model.bin); convert them to safetensors, "
@@ -149,7 +155,7 @@ def _table_route(folder: Path, module: Path, prompt: str) -> TableRoute:
     return TableRoute(module, weights, prompt)
 
 
-def _modules_of(folder: Path, task: str) -> list[tuple[str, Path]]:
+def modules_of(folder: Path, task: str) -> list[tuple[str, Path]]:
     """Kind and folder of the modules that a text of this task passes through, routers resolved."""
     listed = _read_json(folder / "modules.json")
     if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
