@@ -50,6 +50,20 @@ class LayerActivity:
             self._losses[name] = self._losses.get(name, 0.0) + float(loss.detach())
         self._batches += 1
 
+    def merge(self, other: LayerActivity) -> None:
+        """Add what another one of the same layer has counted, for example that of another process.
+
+        Raises:
+            UsageError: it has another number of experts.
+        """
+        self.meter.merge(other.meter)
+        self.dropped += other.dropped
+        if self.co_activation is not None and other.co_activation is not None:
+            self.co_activation += other.co_activation
+        for name, loss in other._losses.items():
+            self._losses[name] = self._losses.get(name, 0.0) + loss
+        self._batches += other._batches
+
     @property
     def losses(self) -> dict[str, float]:
         """Mean of each loss over the batches."""

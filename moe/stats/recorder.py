@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -49,7 +51,7 @@ class RoutingRecorder:
     def __init__(self, model: nn.Module) -> None:
         self._routers = dict(_routers(model))
         self._handles: list[Any] = []
-        self._routings: dict[str, LayerRouting] = {}
+        self._routings: dict[str, Callable[[], LayerRouting]] = {}
 
     @property
     def layers(self) -> list[str]:
@@ -70,7 +72,7 @@ class RoutingRecorder:
 
     def take(self) -> list[LayerRouting]:
         """What each router decided in the last pass, from the bottom."""
-        taken = [self._routings[name] for name in self._routers if name in self._routings]
+        taken = [self._routings[name]() for name in self._routers if name in self._routings]
         self._routings.clear()
         return taken
 
@@ -79,14 +81,18 @@ class RoutingRecorder:
             del inputs
             if name in self._routings:
                 return  # checkpointing comes here again in the backward pass
-            if index is None:
-                routing: Routing = output[1]
-                found = LayerRouting(name, routing.gates, routing.losses, routing.capacity)
-            else:
-                found = _of_logits(name, module, output, index)
-            self._routings[name] = found
+            # Losses are made when they are taken: what checkpointing runs again must be the model alone.
+            self._routings[name] = (
+                partial(_of_ours, name, output[1])
+                if index is None
+                else partial(_of_logits, name, module, output, index)
+            )
 
         return record
+
+
+def _of_ours(name: str, routing: Routing) -> LayerRouting:
+    return LayerRouting(name, routing.gates, routing.losses, routing.capacity)
 
 
 def _of_logits(name: str, router: nn.Module, output: Any, index: int) -> LayerRouting:

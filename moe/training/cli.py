@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +67,17 @@ def train_command(
         int | None, typer.Option(help="Tokens of the text to read.", show_default="all")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of blocks, masks and dropout.")] = 0,
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the products: float32 or bfloat16; weights are float32.", metavar="NAME"),
+    ] = "float32",
+    checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Compute activations again in the backward pass: more time, less memory.",
+        ),
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda.", show_default="cuda where there is a GPU")
     ] = None,
@@ -77,13 +89,16 @@ def train_command(
 
     OUT gets steps.jsonl with the figures of each step and layer, events for TensorBoard if that is installed,
     checkpoints, training.png, report.json, and the trained model in OUT/model. A training that was stopped goes on
-    with --resume, and ends with the same weights as one that was not.
+    with --resume, and ends with the same weights as one that was not. Several processes, one for each GPU, are
+    started by torchrun, and each takes --batch-size blocks.
 
     Examples:
 
         lexpert moe train upcycled --text corpus.txt --out run --steps 2000 --batch-size 16
 
         lexpert moe train upcycled --text corpus.txt.gz --out run --balance 0.05 --balance-end 0.001
+
+        torchrun --nproc-per-node 4 --no-python lexpert moe train upcycled --text corpus.txt --out run
 
         lexpert moe train bert-moe --objective mlm --text corpus.txt --out run
     """
@@ -115,8 +130,12 @@ def train_command(
         keep=keep,
         max_tokens=max_tokens,
         seed=seed,
+        precision=precision,
+        checkpointing=checkpointing,
     )
     report = train(model, text, out, settings, resume=resume, device=device)
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process of several speaks for all
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
         return

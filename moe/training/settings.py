@@ -12,6 +12,7 @@ from moe.training.balance_schedule import LinearSchedule
 from runtime.errors import UsageError
 
 SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,8 @@ class TrainingSettings:
     Attributes:
         objective: ``"causal"`` predicts the next token, ``"masked"`` masked ones; the model decides which it can.
         steps: of the optimiser.
-        batch_size: blocks that run through the model at once.
-        accumulate: batches of one step.
+        batch_size: blocks that run through the model at once, in each process.
+        accumulate: batches of one step, in each process.
         block: tokens of a block; None takes the model's positions, 512 at most.
         learning_rate: at its highest.
         warmup: steps in which the learning rate rises from 0.
@@ -39,6 +40,10 @@ class TrainingSettings:
         keep: checkpoints that stay.
         max_tokens: of the text; the rest is not read. None reads all.
         seed: of the order of blocks, of masks and of dropout; 0 to 2³² - 1.
+        precision: of the products, ``"float32"`` or ``"bfloat16"``; weights, the optimiser, routers and losses are
+            float32 in either.
+        checkpointing: whether activations are computed again in the backward pass in place of being kept: more time,
+            and less memory.
     """
 
     objective: Objective = "causal"
@@ -60,6 +65,8 @@ class TrainingSettings:
     keep: int = 2
     max_tokens: int | None = None
     seed: int = 0
+    precision: str = "float32"
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         counts = {
@@ -81,6 +88,8 @@ class TrainingSettings:
             raise UsageError(f"warmup takes {self.warmup} steps, but there are {self.steps}; shorten it")
         if self.schedule not in SCHEDULES:
             raise UsageError(f"there is no schedule {self.schedule!r}; choose from {', '.join(SCHEDULES)}")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"there is no precision {self.precision!r}; choose from {', '.join(PRECISIONS)}")
         if self.objective not in get_args(Objective):
             raise UsageError(
                 f"there is no objective {self.objective!r}; choose from {', '.join(get_args(Objective))}"
@@ -88,6 +97,7 @@ class TrainingSettings:
 
     @property
     def blocks_per_step(self) -> int:
+        """In each process."""
         return self.batch_size * self.accumulate
 
     @property

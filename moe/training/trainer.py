@@ -10,16 +10,21 @@ import torch
 import transformers
 from torch import Tensor
 
-from moe.routing.balance import update_biases
+from moe.routing.balance import BiasBalance, update_biases
 from moe.stats.layer_activity import LayerActivity
 from moe.stats.recorder import LayerRouting, RoutingRecorder
 from moe.training.blocks import Batch, TokenBlocks, stack
 from moe.training.objective import Loss
+from moe.training.processes import Processes
 from moe.training.run_folder import RunFolder
 from moe.training.settings import TrainingSettings
 from moe.training.step_log import Record, StepLog
 from runtime.errors import FormatError, LexpertError
 from runtime.progress import Advance
+
+ALONE = Processes(1, 0, "cpu")
+Figures = tuple[list[float], int, dict[str, LayerActivity]]
+"""Losses of the batches of a step, tokens, and activity by the name of the layer."""
 
 
 class ExpertTrainer(transformers.Trainer):
@@ -33,9 +38,10 @@ class ExpertTrainer(transformers.Trainer):
         loss: of the objective.
         training, evaluation: blocks.
         run: where checkpoints go.
-        log: where the figures of each step go.
+        log: where the figures of each step go; None in a process that does not lead.
         advance: called with 1 after each step.
         at_start: whether to evaluate before the first step.
+        processes: that train together.
     """
 
     def __init__(
@@ -46,10 +52,11 @@ class ExpertTrainer(transformers.Trainer):
         training: TokenBlocks,
         evaluation: TokenBlocks,
         run: RunFolder,
-        log: StepLog,
+        log: StepLog | None,
         advance: Advance,
         *,
         at_start: bool,
+        processes: Processes = ALONE,
     ) -> None:
         super().__init__(
             model=model,
@@ -57,7 +64,7 @@ class ExpertTrainer(transformers.Trainer):
             data_collator=stack,
             train_dataset=training,
             eval_dataset=evaluation,
-            callbacks=[_EachStep(advance, self._set_balance, update_biases if _has_balance(model) else None)],
+            callbacks=[_EachStep(advance, self._set_balance, processes)],
         )
         self.remove_callback(transformers.PrinterCallback)
         # The mean over a batch is the loss, and batches of a step are averaged.
@@ -67,6 +74,10 @@ class ExpertTrainer(transformers.Trainer):
         self._model_config = model.config
         self._recorder = RoutingRecorder(model)
         self._figures = _StepFigures()
+        self._processes = processes
+        if processes.rank:
+            # The order of blocks has a generator of its own; masks and dropout are to differ.
+            torch.manual_seed(settings.seed + processes.rank)
 
     def compute_loss(
         self,
@@ -90,6 +101,14 @@ class ExpertTrainer(transformers.Trainer):
                     loss = loss + coefficient * routing.losses[name]
         return (loss, None) if return_outputs else loss
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Of all held-out blocks: what fills no batch is left out of a training's epoch alone."""
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = True
+
     @torch.no_grad()
     def prediction_step(
         self,
@@ -110,7 +129,7 @@ class ExpertTrainer(transformers.Trainer):
             loss = logs["eval_loss"]
             record: Record = {"step": step, "held_out_loss": loss, "held_out_perplexity": perplexity(loss)}
         elif "loss" in logs:
-            record = {"step": step, "loss": logs["loss"], **self._figures.take()}
+            record = {"step": step, "loss": logs["loss"], **self._figures.take(self._processes)}
             record["balance_coefficient"] = self.balance_coefficient
             record |= {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
             if not math.isfinite(logs["loss"]):
@@ -120,11 +139,15 @@ class ExpertTrainer(transformers.Trainer):
                 )
         else:
             return
-        self._log.add(record)
+        if self._log is not None:
+            self._log.add(record)
         super().log({name: value for name, value in record.items() if name not in ("step", "layers")})
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        self._processes.wait()  # each has written its random state
+        if self._log is None:
+            return
         self._log.flush()
         self._run.finish_checkpoint(self.state.global_step, self._settings.keep)
 
@@ -157,11 +180,11 @@ class _EachStep(transformers.TrainerCallback):
         self,
         advance: Advance,
         set_balance: Callable[[int], None],
-        update_biases: Callable[[torch.nn.Module], int] | None,
+        processes: Processes,
     ) -> None:
         self._advance = advance
         self._set_balance = set_balance
-        self._update_biases = update_biases
+        self._processes = processes
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         del args, control, rest
@@ -169,8 +192,11 @@ class _EachStep(transformers.TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         del args
-        if self._update_biases is not None:
-            self._update_biases(rest["model"])
+        model = rest["model"]
+        for module in model.modules():
+            if isinstance(module, BiasBalance):
+                self._processes.add_up(module.load)
+        update_biases(model)
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
         self._advance(1)
@@ -196,8 +222,13 @@ class _StepFigures:
             )
             activity.update(routing)
 
-    def take(self) -> Record:
-        """All of them, and start anew."""
+    def take(self, processes: Processes) -> Record:
+        """All of them, of all processes, and start anew."""
+        for losses, tokens, layers_of in _others(processes, (self._losses, self._tokens, self._layers)):
+            self._losses += losses
+            self._tokens += tokens
+            for name, activity in layers_of.items():
+                self._layers[name].merge(activity)
         loss = sum(self._losses) / len(self._losses)
         record: Record = {"objective_loss": loss, "perplexity": perplexity(loss), "tokens": self._tokens}
         layers = [_figures_of(activity) for activity in self._layers.values()]
@@ -226,10 +257,9 @@ def _figures_of(activity: LayerActivity) -> Record:
     }
 
 
-def _has_balance(model: torch.nn.Module) -> bool:
-    from moe.routing.balance import BiasBalance
-
-    return any(isinstance(module, BiasBalance) for module in model.modules())
+def _others(processes: Processes, figures: Figures) -> list[Figures]:
+    gathered = processes.gather(figures)
+    return gathered[: processes.rank] + gathered[processes.rank + 1 :]
 
 
 def _arguments(
@@ -260,7 +290,13 @@ def _arguments(
         dataloader_drop_last=True,
         dataloader_pin_memory=model.device.type == "cuda",
         use_cpu=model.device.type == "cpu",
+        bf16=settings.precision == "bfloat16",
+        activation_checkpointing=settings.checkpointing,
+        # the graph of a pass has to be there, for the losses of routers
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        # each process counts the load of its own tokens
+        ddp_broadcast_buffers=False,
     )
-    # One process, one device: of several, each would keep statistics and balance of its own.
+    # Without torchrun the Trainer would spread one process over several GPUs, where hooks see the last one's part.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from moe.token_stream import block_length, stream_tokens
 from moe.training.blocks import TokenBlocks, split_blocks, spread, write_tokens
 from moe.training.flops import training_flops_per_token
 from moe.training.objective import Loss, causal_loss, masked_loss
+from moe.training.processes import Processes, joined_processes
 from moe.training.run_folder import DIGESTS, RunFolder, open_run, read_json, write_json
 from moe.training.settings import TrainingSettings
 from moe.training.step_log import StepLog, read_records
 from moe.upcycle.output_folder import new_folder, require_room
 from runtime.errors import NotFoundError, UsageError
-from runtime.progress import progress
+from runtime.progress import Advance, progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,14 @@ def train(
 
     The loss is that of the objective; with experts, each layer's load balance (1 when even) and z-loss are added,
     each times its coefficient. The auxiliary loss of transformers, which pools all layers, takes no part. Weights
-    are float32.
+    are float32, whatever the precision of the products.
 
     A training that was stopped, by a kill too, is gone on with from its last checkpoint, and ends with the weights
     that it would have had, to the bit on the same machine with the same number of threads.
+
+    Started by torchrun, its processes train together, one for each device, each with `batch_size` blocks: the same as
+    one process that accumulates as many batches more. Losses of routers are those of each batch by itself; what is
+    written down is of all.
 
     Args:
         model: folder of a decoder or, with the objective ``"masked"``, an encoder, with its tokenizer.
@@ -83,7 +89,7 @@ def train(
         settings: `TrainingSettings`, with its defaults when None.
         resume: go on in `out`; where there is nothing to go on with, start. A training that is done is reported
             again.
-        device: of torch; None takes a GPU where there is one.
+        device: of torch; None takes a GPU where there is one, or one for each process.
 
     Raises:
         NotFoundError: the model, its tokenizer or a text is missing, or an optional package is.
@@ -103,28 +109,39 @@ def train(
             raise NotFoundError(f"{path} is missing or no file; give a text file")
     if (model / "config.json").is_file():
         _require_objective(model, settings.objective)
-    # Loaded first: a folder that holds no model must not leave a folder of a training behind.
-    loaded = LanguageModelFolder.load(model, dtype="float32", device=device)
-    length = block_length(loaded.model, settings.block)
-    loss = causal_loss if settings.objective == "causal" else masked_loss(loaded.tokenizer)
-    request = {
-        "model": str(model.resolve()),
-        "text": [str(Path(path).resolve()) for path in text],
-        DIGESTS: [_digest(Path(path)) for path in text],
-        **asdict(settings),
-        "block": length,
-    }
-    with open_run(out, request, resume) as run:
-        if run.report.exists():
-            return TrainingReport(**read_json(run.report))
-        if not run.tokens.exists():
-            write_tokens(stream_tokens(text, loaded.tokenizer), run.tokens, settings.max_tokens)
-        training, held_out = split_blocks(
-            run.tokens, length, settings.held_out, least=settings.blocks_per_step
-        )
-        evaluation = spread(held_out, settings.eval_blocks)
-        with without_progress_bars():
-            return _run(model, loaded, settings, loss, training, evaluation, run)
+    with joined_processes(device) as processes:
+        # Loaded first: a folder that holds no model must not leave a folder of a training behind.
+        loaded = LanguageModelFolder.load(model, dtype="float32", device=processes.device)
+        _require_checkpointing(model, loaded.model, settings)
+        length = block_length(loaded.model, settings.block)
+        loss = causal_loss if settings.objective == "causal" else masked_loss(loaded.tokenizer)
+        request = {
+            "model": str(model.resolve()),
+            "text": [str(Path(path).resolve()) for path in text],
+            DIGESTS: [_digest(Path(path)) for path in text],
+            **asdict(settings),
+            "block": length,
+            "processes": processes.count,
+        }
+        with _opened(out, request, resume, processes) as run:
+            if processes.leads and not run.report.exists() and not run.tokens.exists():
+                write_tokens(stream_tokens(text, loaded.tokenizer), run.tokens, settings.max_tokens)
+            processes.wait()
+            if run.report.exists():
+                return TrainingReport(**read_json(run.report))
+            training, held_out = split_blocks(
+                run.tokens, length, settings.held_out, least=settings.blocks_per_step * processes.count
+            )
+            evaluation = spread(held_out, settings.eval_blocks)
+            with without_progress_bars():
+                return _run(model, loaded, settings, loss, training, evaluation, run, processes)
+
+
+def _opened(
+    out: Path, request: dict[str, Any], resume: bool, processes: Processes
+) -> AbstractContextManager[RunFolder]:
+    """The folder of the training, which the process that leads opens for all."""
+    return open_run(out, request, resume) if processes.leads else nullcontext(RunFolder(out))
 
 
 def _run(
@@ -135,6 +152,7 @@ def _run(
     training: TokenBlocks,
     evaluation: TokenBlocks,
     run: RunFolder,
+    processes: Processes,
 ) -> TrainingReport:
     from moe.training.trainer import ExpertTrainer, perplexity
 
@@ -144,28 +162,43 @@ def _run(
     flops_per_token = training_flops_per_token(trained, sample)
     parameters = sum(parameter.numel() for parameter in trained.parameters())
     # A checkpoint has the weights and AdamW's two moments; one more is there until an old one is removed.
-    require_room(run.checkpoints, parameters * 12 * (settings.keep + 1))
+    if processes.leads:
+        require_room(run.checkpoints, parameters * 12 * (settings.keep + 1))
     steps_before = run.complete_steps()
     start = steps_before[-1] if steps_before else None
-    log = StepLog(run.log, run.tensorboard, start)
+    processes.wait()  # until all have seen where to start
+    log = StepLog(run.log, run.tensorboard, start) if processes.leads else None
     try:
-        with progress("training", settings.steps - (start or 0), "steps") as advance:
+        with _progress(settings.steps - (start or 0), processes) as advance:
             trainer = ExpertTrainer(
-                trained, settings, loss, training, evaluation, run, log, advance, at_start=start is None
+                trained,
+                settings,
+                loss,
+                training,
+                evaluation,
+                run,
+                log,
+                advance,
+                at_start=start is None,
+                processes=processes,
             )
             if start == settings.steps:  # transformers would take one step more
                 trainer._load_from_checkpoint(str(run.checkpoint(start)))
             else:
                 trainer.train(resume_from_checkpoint=None if start is None else str(run.checkpoint(start)))
     finally:
-        log.close()
+        if log is not None:
+            log.close()
+    if not processes.leads:
+        processes.wait()
+        return TrainingReport(**read_json(run.report))
     records = read_records(run.log)
     held_out = [record["held_out_loss"] for record in records if "held_out_loss" in record]
     if not run.model.exists():
         with new_folder(run.model) as partial:
             trained.eval().save_pretrained(partial)
             loaded.tokenizer.save_pretrained(partial)
-    tokens_per_step = settings.blocks_per_step * training.ids.shape[1]
+    tokens_per_step = settings.blocks_per_step * processes.count * training.ids.shape[1]
     tokens = settings.steps * tokens_per_step
     report = TrainingReport(
         model=str(model),
@@ -185,7 +218,12 @@ def _run(
     )
     _draw(run, records, report)
     write_json(run.report, asdict(report))
+    processes.wait()
     return report
+
+
+def _progress(steps: int, processes: Processes) -> AbstractContextManager[Advance]:
+    return progress("training", steps, "steps") if processes.leads else nullcontext(lambda _: None)
 
 
 def _draw(run: RunFolder, records: list[dict[str, Any]], report: TrainingReport) -> None:
@@ -196,6 +234,14 @@ def _draw(run: RunFolder, records: list[dict[str, Any]], report: TrainingReport)
     from moe.training.picture import plot_training
 
     plot_training(records, f"{Path(report.model).name}, {report.model_type}", run.picture)
+
+
+def _require_checkpointing(folder: Path, model: Any, settings: TrainingSettings) -> None:
+    if settings.checkpointing and not model.supports_gradient_checkpointing:
+        raise UsageError(
+            f"{folder} is of the architecture {model.config.model_type!r}, which cannot compute activations again "
+            "in the backward pass; leave gradient checkpointing out"
+        )
 
 
 def _require_objective(folder: Path, objective: Objective) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -20,11 +21,13 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+import numpy as np
 import torch
 import transformers
 from typer.testing import CliRunner
 
 from moe.training import TrainingReport, TrainingSettings, train
+from moe.training.objective import causal_loss
 from moe.training.run_folder import RunFolder, open_run
 from moe.training.step_log import read_records
 from moe.training.trainer import ExpertTrainer
@@ -181,6 +184,21 @@ def test_dense_models_are_trained_too(folder_of: MakeFolder, text: Path, tmp_pat
     report = train(folder_of("llama"), [text], tmp_path / "out", replace(SETTINGS, steps=2, eval_every=2))
     assert report.layers == []
     assert "layers" not in read_records(tmp_path / "out/steps.jsonl")[1]
+
+
+@pytest.mark.parametrize(("held_out", "blocks"), [(0.02, 4), (0.04, 8)])
+def test_every_held_out_block_is_evaluated_whatever_the_batch(
+    held_out: float, blocks: int, whole: TrainingReport, text: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, steps=1, held_out=held_out, batch_size=5, learning_rate=0.0)
+    report = train(whole.model, [text], tmp_path / "out", settings)
+    assert report.held_out_blocks == blocks
+    tokens = np.fromfile(tmp_path / "out/tokens.bin", np.int32)
+    held = tokens[: len(tokens) // 16 * 16].reshape(-1, 16)[-blocks:].astype(np.int64)
+    model = transformers.AutoModelForCausalLM.from_pretrained(whole.model)
+    with torch.inference_mode():
+        loss = float(causal_loss(model, torch.from_numpy(held)))
+    assert report.first_perplexity == pytest.approx(math.exp(loss), rel=1e-4)
 
 
 def test_a_folder_is_not_written_over(whole: TrainingReport, text: Path) -> None:

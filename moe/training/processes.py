@@ -1,0 +1,99 @@
+"""The processes that train one model together: data parallel, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from runtime.errors import LexpertError, UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """All of them, and which one this is.
+
+    Attributes:
+        count: how many there are; 1 without torchrun.
+        rank: of this one, from 0.
+        device: of this one, for torch; each process of a machine has a GPU of its own.
+    """
+
+    count: int
+    rank: int
+    device: str
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that writes the folder of the training."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all processes are here.
+
+        Raises:
+            LexpertError: one of them has ended.
+        """
+        if self.count > 1:
+            try:
+                torch.distributed.barrier()
+            except RuntimeError as error:
+                raise LexpertError(
+                    "another process of this training has ended; see its message, and start all of them again"
+                ) from error
+
+    def add_up(self, numbers: Tensor) -> None:
+        """Sum a tensor over all processes, in place."""
+        if self.count > 1:
+            torch.distributed.all_reduce(numbers)
+
+    def gather(self, value: T) -> list[T]:
+        """What each process gives, in the order of their ranks; any value that can be pickled."""
+        if self.count == 1:
+            return [value]
+        values: list[T] = [value] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def joined_processes(device: str | None) -> Iterator[Processes]:
+    """Find the others by the variables that torchrun sets, while the ``with`` block lasts.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``; None takes GPUs where there are any.
+
+    Raises:
+        UsageError: there are more processes than GPUs, or a device with a number is named for several.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if count == 1:
+        yield Processes(1, 0, kind)
+        return
+    if ":" in kind:
+        raise UsageError(f"{count} processes cannot share {kind}; name the device without a number")
+    place = int(os.environ["LOCAL_RANK"])
+    if kind == "cuda":
+        if place >= torch.cuda.device_count():
+            raise UsageError(
+                f"process {place} of this machine has no GPU of its own, for there are {torch.cuda.device_count()}; "
+                "start as many processes as there are GPUs"
+            )
+        torch.cuda.set_device(place)
+        kind = f"cuda:{place}"
+    begun = not torch.distributed.is_initialized()
+    if begun:
+        torch.distributed.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+    try:
+        yield Processes(count, torch.distributed.get_rank(), kind)
+    finally:
+        if begun:
+            torch.distributed.destroy_process_group()
