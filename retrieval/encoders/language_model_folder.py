@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as progress
 
 from retrieval.encoders.backbones import register_backbone
@@ -46,6 +46,21 @@ def load_transformer(folder: Path) -> Any:
         raise FormatError(
             f"{folder} lacks {len(missing)} of the weights of its transformer, among them {missing[0]}; "
             "save the model again"
+        )
+    return model
+
+
+def load_classifier(folder: Path) -> Any:
+    """The model that ends in a few scores for a text or a pair of texts, in float32, ready to infer.
+
+    Raises:
+        FormatError: no safetensors weights, damaged ones, or some are missing.
+    """
+    model, missing = _load(folder, AutoModelForSequenceClassification, "a classifier")
+    if missing:
+        raise FormatError(
+            f"{folder} lacks {len(missing)} of the weights of a classifier, among them {missing[0]}; "
+            "give a model that was saved with its classification head"
         )
     return model
 
