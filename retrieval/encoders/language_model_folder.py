@@ -1,4 +1,7 @@
-"""A folder with a transformer: safetensors weights only, its own tokenizer, and no code from it."""
+"""A folder with a transformer: safetensors weights only, its own tokenizer, and no code from it.
+
+The weights may be in the 8-bit form of `eight_bit_weights`; the model is float32 all the same.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as progress
 
 from retrieval.encoders.backbones import register_backbone
-from retrieval.encoders.fingerprint import VOCABULARY_FILES, holds_vocabulary
+from retrieval.encoders.eight_bit_weights import load_eight_bit
+from retrieval.encoders.fingerprint import EIGHT_BIT_WEIGHTS, VOCABULARY_FILES, holds_vocabulary
 from runtime.errors import FormatError
 
 LEAST_TOKENS = 0.5
@@ -67,7 +77,8 @@ def load_classifier(folder: Path) -> Any:
 
 def _load(folder: Path, auto_class: Any, kind: str) -> tuple[Any, list[str]]:
     """The model and the names of the weights that its folder lacks."""
-    if not list(folder.glob("model*.safetensors")):
+    eight_bit = (folder / EIGHT_BIT_WEIGHTS).is_file()
+    if not eight_bit and not list(folder.glob("model*.safetensors")):
         pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
         raise FormatError(
             f"{folder} has no model.safetensors; convert {pickled} to safetensors, because opening a pickled "
@@ -79,14 +90,23 @@ def _load(folder: Path, auto_class: Any, kind: str) -> tuple[Any, list[str]]:
     shown = progress.is_progress_bar_enabled()
     progress.disable_progress_bar()  # it has its own look, and ignores whether there is a terminal
     try:
+        source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+        if eight_bit:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            with torch.device("meta"):  # to learn its class, without weights
+                auto_class = type(auto_class.from_config(config, trust_remote_code=False))
+            weights = load_eight_bit(folder)
+            source = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
         model, report = auto_class.from_pretrained(
-            folder,
+            **source,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
         )
+    except FormatError:
+        raise
     except Exception as error:  # transformers raises ValueError, OSError, KeyError, SafetensorError, …
         raise FormatError(f"{folder} cannot be loaded as {kind}: {_sentence(error)}") from error
     finally:

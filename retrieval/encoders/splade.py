@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from retrieval.encoders import sentence_transformers_folder as st_folder
 from retrieval.encoders.catalogue import ENCODER_FILE, write_reference
 from retrieval.encoders.encoder import Advance, SparseEncoder, Vocabulary
-from retrieval.encoders.fingerprint import fingerprint, model_files
+from retrieval.encoders.fingerprint import EIGHT_BIT_WEIGHTS, fingerprint, model_files
 from retrieval.encoders.sentence_transformers_folder import SpladeRoute, TableRoute
 from runtime.activations import SparseActivations
 from runtime.errors import FormatError, NotFoundError, UsageError
@@ -154,8 +154,20 @@ class SpladeSide:
             target = transformer / name
             if target.exists() and target.samefile(path):
                 raise UsageError(f"the encoder was loaded from {path.parent}; save it into another folder")
-            shutil.copyfile(path, target)
+            if name == EIGHT_BIT_WEIGHTS:
+                _write_whole(self.route.folder, transformer)
+            else:
+                shutil.copyfile(path, target)
         st_folder.write_splade_settings(self.route, transformer, pooling, num_units)
+
+
+def _write_whole(folder: Path, out: Path) -> None:
+    """Write the float32 weights that 8-bit ones stand for, which every library reads."""
+    from safetensors.torch import save_file
+
+    from retrieval.encoders.eight_bit_weights import load_eight_bit
+
+    save_file(load_eight_bit(folder), out / "model.safetensors", {"format": "pt"})
 
 
 class SpladeEncoder(SparseEncoder):
