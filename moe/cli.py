@@ -142,7 +142,11 @@ def upcycle_command(
 @app.command("export-dense")
 def export_dense_command(
     sparse: Annotated[
-        Path, typer.Argument(metavar="SPARSE", help="Folder of a Mixtral, Qwen2-MoE or Qwen3-MoE checkpoint.")
+        Path,
+        typer.Argument(
+            metavar="SPARSE",
+            help="Folder of a Mixtral, Qwen2-MoE or Qwen3-MoE checkpoint, or of an encoder with experts.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     expert: Annotated[

@@ -16,6 +16,7 @@ from torch import Tensor
 from moe.upcycle.architectures.catalogue import architecture_of
 from moe.upcycle.check import ReferenceOutputs, require_memory
 from moe.upcycle.checkpoint_folder import CheckpointFolder, companion_files
+from moe.upcycle.export_encoder import DENSE_TYPES, dense_encoder_config, dense_encoder_outputs
 from moe.upcycle.model_runs import loaded_model
 from moe.upcycle.output_folder import new_folder, require_new, require_room
 from moe.upcycle.rules import Architecture, Target
@@ -63,7 +64,7 @@ def export_dense(
     check: bool = True,
     shard_bytes: int = SHARD_BYTES,
 ) -> ExportReport:
-    """Make a dense checkpoint of one with experts: Mixtral, Qwen2-MoE or Qwen3-MoE.
+    """Make a dense checkpoint of one with experts: Mixtral, Qwen2-MoE or Qwen3-MoE, or an encoder of `moe.models`.
 
     With one expert in each layer the result computes the same. Of several, either one is kept, the same in
     all layers, or their parameters are averaged, which keeps what a checkpoint computes only while its experts
@@ -86,17 +87,24 @@ def export_dense(
     sparse, out = Path(sparse), Path(out)
     require_new(out)
     folder = CheckpointFolder(sparse)
-    if folder.model_type not in _TARGETS:
+    if folder.model_type not in (*_TARGETS, *DENSE_TYPES):
         raise UsageError(
             f"{sparse} is of the architecture {folder.model_type!r}; dense checkpoints can be made of "
-            f"{', '.join(_TARGETS)}"
+            f"{', '.join((*_TARGETS, *DENSE_TYPES))}"
         )
-    config, target = folder.config(), _TARGETS[folder.model_type]
+    if folder.model_type in DENSE_TYPES:
+        import moe.models  # noqa: F401 - so that transformers knows its configuration
+    config = folder.config()
     num_experts = int(config.num_local_experts if folder.model_type == "mixtral" else config.num_experts)
     kept = _kept_experts(sparse, num_experts, expert, average)
-    dense_config = _dense_config(sparse, config)
-    architecture = architecture_of(dense_config.model_type)
-    outputs = list(_outputs(folder, config, target, architecture, kept))
+    if folder.model_type in DENSE_TYPES:
+        architecture = architecture_of(DENSE_TYPES[folder.model_type]).of_folder(folder.entries)
+        dense_config = dense_encoder_config(sparse, config, architecture)
+        outputs = list(dense_encoder_outputs(folder, config, architecture, kept))
+    else:
+        dense_config = _dense_config(sparse, config)
+        architecture = architecture_of(dense_config.model_type)
+        outputs = list(_outputs(folder, config, _TARGETS[folder.model_type], architecture, kept))
     parameters = sum(math.prod(output.shape) for output in outputs)
     num_bytes = sum(output.num_bytes for output in outputs)
     require_room(out, num_bytes)

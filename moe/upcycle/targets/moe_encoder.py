@@ -8,7 +8,8 @@ from typing import Any
 from moe.upcycle.plan import UpcyclePlan
 from moe.upcycle.rules import ExpertTensor, SparseLayer, Target
 
-_OF_THE_DENSE = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
+OF_THE_MODEL_TYPE = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
+"""Fields of a configuration that an encoder with experts and its dense one do not share."""
 
 Refusal = Callable[[Any], str | None]
 
@@ -48,7 +49,7 @@ def encoder_target(
 def _config(config: Any, plan: UpcyclePlan, width: int) -> dict[str, Any]:
     import moe.models  # noqa: F401 - so that transformers knows the model type that this is for
 
-    dense = {name: value for name, value in config.to_dict().items() if name not in _OF_THE_DENSE}
+    dense = {name: value for name, value in config.to_dict().items() if name not in OF_THE_MODEL_TYPE}
     return dense | {
         "num_experts": plan.experts,
         "moe_layers": plan.sparse_layers(config.num_hidden_layers),
