@@ -17,6 +17,8 @@ FAMILIES = {
     "bm25": "retrieval.encoders.bm25:Bm25Encoder",
     "splade": "retrieval.encoders.splade:SpladeEncoder",
     "inference_free": "retrieval.encoders.inference_free:InferenceFreeEncoder",
+    "unicoil": "retrieval.encoders.unicoil:UniCoilEncoder",
+    "deepimpact": "retrieval.encoders.deepimpact:DeepImpactEncoder",
     "precomputed": "retrieval.encoders.precomputed:PrecomputedEncoder",
 }
 

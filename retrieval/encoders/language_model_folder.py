@@ -5,6 +5,9 @@ The weights may be in the 8-bit form of `eight_bit_weights`; the model is float3
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,8 @@ def load_transformer(folder: Path) -> Any:
             f"{folder} lacks {len(missing)} of the weights of its transformer, among them {missing[0]}; "
             "save the model again"
         )
+    if "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
+        model.pooler = None  # it costs time, and in training it would be a weight without a gradient
     return model
 
 
@@ -87,32 +92,43 @@ def _load(folder: Path, auto_class: Any, kind: str) -> tuple[Any, list[str]]:
             else f"{folder} has no model.safetensors; give a folder with the model's weights"
         )
     register_backbone(folder)
-    shown = progress.is_progress_bar_enabled()
-    progress.disable_progress_bar()  # it has its own look, and ignores whether there is a terminal
     try:
-        source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
-        if eight_bit:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            with torch.device("meta"):  # to learn its class, without weights
-                auto_class = type(auto_class.from_config(config, trust_remote_code=False))
-            weights = load_eight_bit(folder)
-            source = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
-        model, report = auto_class.from_pretrained(
-            **source,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with quiet():
+            source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+            if eight_bit:
+                config = AutoConfig.from_pretrained(folder, local_files_only=True)
+                with torch.device("meta"):  # to learn its class, without weights
+                    auto_class = type(auto_class.from_config(config, trust_remote_code=False))
+                weights = load_eight_bit(folder)
+                source = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
+            model, report = auto_class.from_pretrained(
+                **source,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except FormatError:
         raise
     except Exception as error:  # transformers raises ValueError, OSError, KeyError, SafetensorError, …
         raise FormatError(f"{folder} cannot be loaded as {kind}: {_sentence(error)}") from error
+    return model.eval(), sorted(report["missing_keys"])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from showing progress bars, which ignore whether there is a terminal, and from printing
+    tables of the weights that it did not need."""
+    shown, level = progress.is_progress_bar_enabled(), progress.get_verbosity()
+    progress.disable_progress_bar()
+    progress.set_verbosity_error()
+    try:
+        yield
     finally:
+        progress.set_verbosity(level)
         if shown:
             progress.enable_progress_bar()
-    return model.eval(), sorted(report["missing_keys"])
 
 
 def load_tokenizer(folder: Path, lower_case: bool, num_terms: int) -> Any:

@@ -65,7 +65,8 @@ class TextTransformer:
 
     def hidden_states(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Hidden states ``[rows, length, width]`` of one batch and its mask ``[rows, length]``."""
-        inputs = padded(tokens, self.tokenizer.pad_token_id or 0, self.device)
+        # The model may have been moved since, for training.
+        inputs = padded(tokens, self.tokenizer.pad_token_id or 0, self.model.device)
         return self.model(**inputs).last_hidden_state, inputs["attention_mask"]
 
     def batches(
