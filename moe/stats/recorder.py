@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from moe.layer import MoELayer
 from moe.routing.router import Routing
+from moe.stats.router_scores import router_probabilities
 from runtime.activations import SparseActivations
+from runtime.errors import UsageError
 from runtime.regularizers import load_balance, z_loss
 from runtime.select import TopK
 
@@ -26,12 +28,15 @@ class LayerRouting:
         gates: ``[tokens, experts]``, the experts of each token.
         losses: scalars with gradients, not scaled; ``"load_balance"`` is 1 when even, ``"z"`` is the z-loss.
         capacity: most tokens that an expert takes; None drops nothing.
+        unknown_scores: whether a router of transformers weighs by neither softmax nor sigmoids, so that it has no
+            ``"load_balance"``.
     """
 
     layer: str
     gates: SparseActivations
     losses: dict[str, Tensor]
     capacity: int | None = None
+    unknown_scores: bool = False
 
 
 class RoutingRecorder:
@@ -39,8 +44,9 @@ class RoutingRecorder:
 
     Routers of transformers are those whose logits the model's class says it can record. Their losses are computed
     layer by layer from these logits: transformers' own auxiliary loss pools all layers first, and finds layers that
-    collapsed onto different experts well balanced. The experts are those that the router returns, or, of one that
-    returns none, the k of the highest logits.
+    collapsed onto different experts well balanced. The experts are those that the router returns, chosen by groups
+    and with biases as they may be, or, of one that returns none, the k of the highest logits. Their shares are
+    multiplied by what the router weighs by, see `router_probabilities`.
 
     Every token counts; pass texts without padding, or a model of ours, which leaves padding out.
 
@@ -99,16 +105,29 @@ def _of_logits(name: str, router: nn.Module, output: Any, index: int) -> LayerRo
     outputs = output if isinstance(output, tuple | list) else (output,)
     logits: Tensor = outputs[index].float()
     logits = logits.reshape(-1, logits.shape[-1])
-    probabilities = logits.softmax(1)
     units = next((value for value in outputs if _is_selection(value, logits)), None)
     if units is None:
+        _require_choice_by_logits(name, router)
         units = TopK(int(router.top_k))(logits.detach()).units.reshape(len(logits), -1)  # type: ignore[arg-type]
     units = units.reshape(len(logits), -1)
-    gates = SparseActivations.from_topk(
-        units, probabilities.detach().gather(1, units.long()), logits.shape[1]
-    )
-    losses = {"load_balance": load_balance(gates, probabilities), "z": z_loss(logits)}
-    return LayerRouting(name, gates, losses)
+    probabilities = router_probabilities(logits, units, outputs)
+    weights = logits.softmax(1) if probabilities is None else probabilities
+    gates = SparseActivations.from_topk(units, weights.detach().gather(1, units.long()), logits.shape[1])
+    losses = {"z": z_loss(logits)}
+    if probabilities is not None:
+        losses["load_balance"] = load_balance(gates, probabilities)
+    return LayerRouting(name, gates, losses, unknown_scores=probabilities is None)
+
+
+def _require_choice_by_logits(name: str, router: nn.Module) -> None:
+    """Refuse to guess at what a router chose that looks at more than its logits."""
+    has_bias = getattr(router, "e_score_correction_bias", None) is not None
+    groups = max(int(getattr(router, group, None) or 1) for group in ("num_group", "n_group"))
+    if has_bias or groups > 1 or not hasattr(router, "top_k"):
+        raise UsageError(
+            f"{name} is a {type(router).__name__}, which does not hand out the experts that it chose, and its logits "
+            "alone do not say them; its load and balance cannot be known"
+        )
 
 
 def _is_selection(value: Any, logits: Tensor) -> bool:

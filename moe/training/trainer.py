@@ -16,10 +16,11 @@ from moe.stats.recorder import LayerRouting, RoutingRecorder
 from moe.training.blocks import Batch, TokenBlocks, stack
 from moe.training.objective import Loss
 from moe.training.processes import Processes
+from moe.training.router_precision import keep_routers_in_float32
 from moe.training.run_folder import RunFolder
 from moe.training.settings import TrainingSettings
 from moe.training.step_log import Record, StepLog
-from runtime.errors import FormatError, LexpertError
+from runtime.errors import FormatError, LexpertError, UsageError
 from runtime.progress import Advance
 
 ALONE = Processes(1, 0, "cpu")
@@ -73,6 +74,8 @@ class ExpertTrainer(transformers.Trainer):
         self._settings, self._loss, self._run, self._log = settings, loss, run, log
         self._model_config = model.config
         self._recorder = RoutingRecorder(model)
+        if settings.precision == "bfloat16":
+            keep_routers_in_float32(model)
         self._figures = _StepFigures()
         self._processes = processes
         if processes.rank:
@@ -96,6 +99,11 @@ class ExpertTrainer(transformers.Trainer):
         coefficients = dict(getattr(self._model_config, "router_losses", None) or {})
         coefficients |= {"load_balance": self.balance_coefficient, "z": self._settings.z}
         for routing in routings:
+            if routing.unknown_scores and self.balance_coefficient:
+                raise UsageError(
+                    f"{routing.layer} weighs its experts by neither the softmax nor the sigmoids of its logits, for "
+                    "which no balance loss is known; train with --balance 0"
+                )
             for name, coefficient in coefficients.items():
                 if name in routing.losses:
                     loss = loss + coefficient * routing.losses[name]

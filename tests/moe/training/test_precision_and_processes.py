@@ -20,11 +20,13 @@ pytest.importorskip("accelerate")
 import torch
 from safetensors.torch import load_file
 
+from moe.stats.recorder import RoutingRecorder
 from moe.training import TrainingReport, TrainingSettings, train
+from moe.training.router_precision import keep_routers_in_float32
 from moe.training.run_folder import RunFolder
 from moe.training.step_log import read_records
 from runtime.errors import UsageError
-from tests.moe.training.conftest import MakeFolder
+from tests.moe.training.conftest import MakeFolder, tiny_decoder
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = TrainingSettings(
@@ -67,6 +69,31 @@ def test_bfloat16_keeps_weights_and_optimiser_in_float32_and_learns_the_same(
     checkpoint = RunFolder(tmp_path / "out").checkpoint(3)
     moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"].values()
     assert {moment["exp_avg"].dtype for moment in moments} == {torch.float32}
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "olmoe", "jetmoe"])
+def test_routers_see_float32_under_autocast(model_type: str) -> None:
+    model = tiny_decoder(model_type)
+    keep_routers_in_float32(model)
+    ids = torch.randint(5, 64, (2, 16), generator=torch.Generator().manual_seed(0))
+    with RoutingRecorder(model) as recorder, torch.autocast("cpu", dtype=torch.bfloat16):
+        seen: list[Any] = []
+        routers = [model.get_submodule(name) for name in recorder.layers]
+        for router in routers:
+            router.register_forward_hook(
+                lambda router, inputs, output: seen.append((router, inputs[0], output))
+            )
+        model(input_ids=ids)
+    assert len(seen) == len(routers) > 0
+    for router, hidden, output in seen:
+        weight = router.weight if hasattr(router, "weight") else router.layer.weight
+        logits = hidden.float().reshape(-1, 32) @ weight.T
+        assert any(
+            isinstance(value, torch.Tensor)
+            and value.shape == logits.shape
+            and torch.allclose(value, logits, atol=1e-5)
+            for value in output
+        )
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "moe_bert"])
