@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evals.language_model_cli import lm_command
+from evals.train_cli import app as train_app  # noqa: F401 - lexpert.py adds it
 from runtime.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
-"""The command line of retrieval: ``lexpert index``, ``lexpert search`` and ``lexpert encode``."""
+"""The command line of retrieval: ``lexpert index``, ``search``, ``encode``, and the data of ``lexpert train``."""
 
 from retrieval.cli.encode import encode
 from retrieval.cli.index import index_app
 from retrieval.cli.search import search
+from retrieval.cli.training_data import mine, teach
 
-__all__ = ["encode", "index_app", "search"]
+__all__ = ["encode", "index_app", "mine", "search", "teach"]

@@ -6,6 +6,7 @@ Other keys are allowed and left alone. Positives only: negatives are mined (see 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,30 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str]]:
         yield value["query"], value["positive"]
 
 
+@dataclass(frozen=True)
+class PairFile:
+    """What became of one file.
+
+    Attributes:
+        pairs: lines with a pair.
+        drawn: of them, those that were drawn, where not all were wanted.
+        repeated: of those, the ones left out because query and passage had come before.
+    """
+
+    name: str
+    pairs: int
+    drawn: int
+    repeated: int
+
+
 def read_training_set(paths: Sequence[Path], max_pairs: int | None = None, seed: int = 0) -> TrainingSet:
+    """The training set of `read_pair_files`, without the counts."""
+    return read_pair_files(paths, max_pairs, seed)[0]
+
+
+def read_pair_files(
+    paths: Sequence[Path], max_pairs: int | None = None, seed: int = 0
+) -> tuple[TrainingSet, list[PairFile]]:
     """The pairs of some files as one training set: queries in file order, each distinct passage once.
 
     A pair that was there already (the same query and passage, up to case and white space) is left out.
@@ -54,12 +78,14 @@ def read_training_set(paths: Sequence[Path], max_pairs: int | None = None, seed:
     passages: list[str] = []
     positives: list[int] = []
     sources: list[str] = []
+    files: list[PairFile] = []
     number_of: dict[str, int] = {}
     seen: set[tuple[str, int]] = set()
     for place, path in enumerate(paths):
         pairs = list(read_pairs(path))
         if not pairs:
             raise InputError(f"{path} holds no pairs; give a file with one query and positive a line")
+        num_pairs, before = len(pairs), len(queries)
         if max_pairs is not None and len(pairs) > max_pairs:
             drawn = np.random.default_rng([seed, place]).choice(len(pairs), max_pairs, replace=False)
             pairs = [pairs[chosen] for chosen in np.sort(drawn).tolist()]
@@ -73,10 +99,12 @@ def read_training_set(paths: Sequence[Path], max_pairs: int | None = None, seed:
                 queries.append(query)
                 positives.append(number)
         sources.append(f"{path.name} {file_checksum(path)}")
-    return TrainingSet(
+        files.append(PairFile(path.name, num_pairs, len(pairs), len(pairs) - (len(queries) - before)))
+    made = TrainingSet(
         queries=queries,
         passages=passages,
         positives=np.array(positives, np.int32),
         negatives=[np.zeros(0, np.int32) for _ in queries],
         sources=sources,
     )
+    return made, files

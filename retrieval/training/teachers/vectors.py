@@ -24,17 +24,22 @@ SPARSE_ARRAYS: dict[str, Any] = {"indptr": np.int64, "units": np.int32, "weights
 
 
 class TeacherVectors(Protocol):
-    """Scores of any queries with any passages of the training set that the teacher belongs to.
+    """Scores of any queries with any passages of the training set that the teacher belongs to."""
 
-    Attributes:
-        kind: how it is stored.
-        name: for people: the folder's name.
-        fingerprint: SHA-256 of all that decides about the vectors; part of the training set's digest.
-    """
+    @property
+    def kind(self) -> Kind:
+        """How it is stored."""
+        ...
 
-    kind: Kind
-    name: str
-    fingerprint: str
+    @property
+    def name(self) -> str:
+        """For people: the folder's name."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides about the vectors; part of the training set's digest."""
+        ...
 
     def scores(self, queries: NDArray[Any], passages: NDArray[Any]) -> NDArray[np.float32]:
         """float32 ``[q, p]``: scores of ``q`` queries with ``p`` passages, both given by number."""
