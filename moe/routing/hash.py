@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe.routing.router import Router, Routing, Tokens, of_tokens
+from moe.seed import require_seed
 from runtime.activations import SparseActivations
 from runtime.errors import UsageError
 from runtime.regularizers import load_balance
@@ -39,6 +40,7 @@ class HashRouter(Router):
         super().__init__(num_experts, width)
         if vocabulary_size < 1:
             raise UsageError(f"the vocabulary has {vocabulary_size} ids, but hash routing needs 1 or more")
+        require_seed(seed)
         generator = torch.Generator(device="cpu").manual_seed(seed)
         order = torch.randperm(vocabulary_size, generator=generator, device="cpu")
         if frequencies is None:

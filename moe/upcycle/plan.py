@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from moe.seed import require_seed
 from runtime.errors import UsageError
 
 MethodName = Literal["copy", "noise", "drop", "granular", "split"]
@@ -30,7 +31,7 @@ class UpcyclePlan:
         split_by: how neurons are grouped into experts (split): balanced clusters of the rows of their gates, or
             contiguous runs.
         attention: make experts of the attention projections as well.
-        seed: of everything that is drawn. The same seed gives the same checkpoint.
+        seed: of everything that is drawn; 0 to 2³² - 1. The same seed gives the same checkpoint.
 
     Raises:
         UsageError: a value that cannot be, such as more experts a token than experts.
@@ -74,8 +75,7 @@ class UpcyclePlan:
             raise UsageError(f"noise must be 0 or more, got {self.noise:g}")
         if self.granularity < 1:
             raise UsageError(f"granularity must be at least 1, got {self.granularity}")
-        if not 0 <= self.seed < 1 << 63:
-            raise UsageError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+        require_seed(self.seed)
 
     @property
     def starting_router(self) -> RouterName:

@@ -84,7 +84,7 @@ def test_what_the_command_cannot_honour_is_one_sentence(folder: Path) -> None:
 
     for options, message in (
         (["--max-tokens", "0"], "--max-tokens must be at least 1, got 0"),
-        (["--seed", str(10**22)], f"the seed is {10**22}, but must be 0 to 4294967295"),
+        (["--seed", str(10**22)], f"the seed is {10**22}, but must be a whole number from 0 to 4294967295"),
         (["--seed", "-1"], "the seed is -1"),
     ):
         done = CliRunner().invoke(lexpert.app, ["moe", "generate", str(folder), "a", *options])

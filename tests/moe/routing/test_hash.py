@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from moe.routing.hash import HashRouter
 from moe.routing.router import Tokens
+from runtime.errors import UsageError
 
 
 def experts_of(router: HashRouter, hidden: torch.Tensor, ids: torch.Tensor) -> list[int]:
@@ -64,3 +65,10 @@ def test_load_balance_is_one_when_the_text_is_even() -> None:
     router = HashRouter(4, 3, vocabulary_size=9)
     losses = router(Tokens(torch.randn(9, 4), ids=torch.arange(9))).losses
     assert losses["load_balance"].item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True])
+def test_seeds_are_those_of_all_commands(seed: Any) -> None:
+    with pytest.raises(UsageError, match="must be a whole number from 0 to 4294967295"):
+        HashRouter(4, 3, vocabulary_size=50, seed=seed)
+    assert HashRouter(4, 3, vocabulary_size=50, seed=2**32 - 1).num_experts == 3
