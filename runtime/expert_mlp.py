@@ -58,7 +58,7 @@ def expert_mlp(
     """
     canonical_activation(activation)
     _check(values, offsets, up, down, gated, up_bias, down_bias)
-    run = _kernel(values, offsets, up, down, backend)
+    run = _kernel(values, offsets, up, down, (up_bias, down_bias), backend)
     result: Array = run(
         values,
         offsets,
@@ -72,7 +72,9 @@ def expert_mlp(
     return result
 
 
-def _kernel(values: Any, offsets: Array, up: Any, down: Any, backend: str | None) -> Callable[..., Any]:
+def _kernel(
+    values: Any, offsets: Array, up: Any, down: Any, biases: tuple[Any, Any], backend: str | None
+) -> Callable[..., Any]:
     if not isinstance(up, QuantisedWeights):
         return kernel("expert_mlp", values, offsets, up, down, backend=backend)
     import torch
@@ -81,8 +83,12 @@ def _kernel(values: Any, offsets: Array, up: Any, down: Any, backend: str | None
         raise UsageError(
             "quantised experts take torch tensors on the processor; convert values, or dequantise them"
         )
-    if torch.is_grad_enabled() and values.requires_grad:
-        raise UsageError("quantised experts have no gradients; dequantise them, or run under torch.no_grad()")
+    given = (values, *(bias for bias in biases if bias is not None))
+    if torch.is_grad_enabled() and any(array.requires_grad for array in given):
+        raise UsageError(
+            "quantised experts have no gradients, by their values and biases neither; dequantise them, or run under "
+            "torch.no_grad()"
+        )
     return kernel("quantised_expert_mlp", values, offsets, backend=backend)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 BITS = (4, 8)
@@ -83,11 +84,11 @@ def quantise_experts(
 
     Raises:
         UsageError: there is no matrix, their shapes differ, or `bits` or `group` are others.
-        InputError: a weight is NaN or infinite in float32.
+        InputError: a weight is NaN or infinite in float32, or so large that what it is rounded to may be infinite.
     """
     import torch
 
-    from runtime.kernels.weight_codes import pack_nibbles, round_to_codes
+    from runtime.kernels.weight_codes import pack_nibbles
 
     if bits not in BITS or group not in GROUPS:
         raise UsageError(
@@ -107,11 +108,11 @@ def quantise_experts(
         padding = -shape[1] % unit
         padded = torch.nn.functional.pad(matrix.detach().float().cpu(), (0, padding)).contiguous()
         if bits == 8:
-            found, scale = round_to_codes(padded.numpy(), lowest=-127, highest=127)
+            found, scale = _rounded(padded.numpy(), -127, 127)
             codes.append(torch.from_numpy(found))
             scales.append(torch.from_numpy(scale))
         else:
-            found, scale = round_to_codes(padded.reshape(-1, group).numpy(), lowest=-8, highest=7)
+            found, scale = _rounded(padded.reshape(-1, group).numpy(), -8, 7)
             codes.append(torch.from_numpy(pack_nibbles(found.reshape(len(padded), -1))))
             scales.append(torch.from_numpy(scale).bfloat16().reshape(len(padded), -1))
     if shape is None:
@@ -121,8 +122,39 @@ def quantise_experts(
     )
 
 
+def _rounded(weights: NDArray[Any], lowest: int, highest: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """`round_to_codes`, whatever the size of the weights.
+
+    The squares that it compares would be infinite above 1e19, and 0 below 1e-23. Powers of two are taken out of each
+    row before and put into its scale again, which changes no digit of others. A row whose scale float32 has not with
+    all of its digits, of weights below 1e-36, becomes zeros.
+    """
+    import numpy as np
+
+    from runtime.kernels.weight_codes import round_to_codes
+
+    _, exponents = np.frexp(np.abs(weights).max(1, initial=0.0))
+    codes, scales = round_to_codes(
+        np.ldexp(weights, -exponents[:, None]).astype(np.float32, copy=False), lowest=lowest, highest=highest
+    )
+    scales = np.ldexp(scales, exponents).astype(np.float32, copy=False)
+    too_small = np.abs(scales) < np.finfo(np.float32).tiny
+    scales[too_small], codes[too_small] = 0.0, 0
+    return codes, scales
+
+
+MOST = 2.0**126
+"""The rounding of a weight may be a little larger than the weight, and must be finite."""
+
+
 def _check_finite(matrix: Tensor, expert: int) -> None:
-    wrong = ~matrix.detach().float().isfinite()
+    values = matrix.detach().float()
+    if bool((values.abs() > MOST).any()) and bool(values.isfinite().all()):
+        raise InputError(
+            f"weights of expert {expert} are as large as {float(values.abs().max()):.3g}, but can be {MOST:.3g} at "
+            "most to be rounded; look where the checkpoint was damaged, or where its training diverged"
+        )
+    wrong = ~values.isfinite()
     if bool(wrong.any()):
         row, column = wrong.nonzero()[0].tolist()
         raise InputError(

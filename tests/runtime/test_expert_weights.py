@@ -146,6 +146,56 @@ def test_weights_that_are_not_finite_are_refused(bits: int, wrong: float) -> Non
         quantise_experts(matrices, bits=bits)
 
 
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+@given(power=st.integers(-110, 120), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_weights_of_any_size_have_the_codes_of_ordinary_ones(
+    bits: int, group: int, power: int, seed: int
+) -> None:
+    weights = torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(seed))
+    weights[0, 1] *= 2.0 ** torch.randint(-3, 4, (128,))
+    scaled = torch.ldexp(weights, torch.tensor(power))
+    ordinary, extreme = (quantise_experts(matrix, bits=bits, group=group) for matrix in (weights, scaled))
+    assert torch.equal(extreme.codes, ordinary.codes)
+    assert torch.equal(extreme.scales.double(), ordinary.scales.double() * 2.0**power)
+    assert torch.equal(extreme.dequantise().double(), ordinary.dequantise().double() * 2.0**power)
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+@pytest.mark.parametrize("power", [-90, 90])
+def test_products_of_large_and_small_weights_are_those_of_ordinary_ones(
+    bits: int, group: int, power: int
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    up, down = torch.randn(2, 32, 64, generator=draw), torch.randn(2, 64, 32, generator=draw)
+    values, offsets = torch.randn(5, 64, generator=draw), torch.tensor([0, 2, 5])
+    outputs = [
+        expert_mlp(
+            values,
+            offsets,
+            quantise_experts(torch.ldexp(up, torch.tensor(by)), bits=bits, group=group),
+            quantise_experts(torch.ldexp(down, torch.tensor(-by)), bits=bits, group=group),
+            activation="relu",
+            gated=False,
+        )
+        for by in (0, power)
+    ]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_near_the_ends_of_float32_are_zeros_or_refused(bits: int) -> None:
+    small = torch.full((1, 2, 32), 1e-39)
+    small[0, 1] = 1.0
+    rounded = quantise_experts(small, bits=bits)
+    assert not rounded.dequantise()[0, 0].any()
+    torch.testing.assert_close(rounded.dequantise()[0, 1], torch.ones(32), rtol=1e-4, atol=0)
+    largest = quantise_experts(torch.full((1, 2, 32), 2.0**126), bits=bits).dequantise()
+    torch.testing.assert_close(largest, torch.full((1, 2, 32), 2.0**126), rtol=1e-4, atol=0)
+    with pytest.raises(InputError, match=r"weights of expert 1 are as large as 3e\+38, but can be 8.51e\+37"):
+        quantise_experts(torch.tensor([1.0, 3e38])[:, None, None].expand(2, 2, 32), bits=bits)
+
+
 def test_bfloat16_values_stay_bfloat16() -> None:
     given = Problem.draw([2, 1], 32, 32, "silu", gated=True, biased=True, seed=0).torch(torch.bfloat16)
     quantised = {name: quantise_experts(given[name]) for name in ("up", "down")}
@@ -165,3 +215,11 @@ def test_what_cannot_be_quantised_says_why() -> None:
         expert_mlp(values, offsets, weights, torch.ones(1, 32, 32), activation="relu", gated=False)
     with pytest.raises(UsageError, match="no gradients"):
         expert_mlp(values.requires_grad_(), offsets, weights, weights, activation="relu", gated=False)
+    bias = torch.zeros(1, 32, requires_grad=True)
+    for name in ("up_bias", "down_bias"):
+        with pytest.raises(UsageError, match="no gradients, by their values and biases neither"):
+            expert_mlp(
+                values.detach(), offsets, weights, weights, activation="relu", gated=False, **{name: bias}
+            )
+        with torch.no_grad():
+            expert_mlp(values, offsets, weights, weights, activation="relu", gated=False, **{name: bias})
