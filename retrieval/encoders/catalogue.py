@@ -19,6 +19,7 @@ FAMILIES = {
     "inference_free": "retrieval.encoders.inference_free:InferenceFreeEncoder",
     "unicoil": "retrieval.encoders.unicoil:UniCoilEncoder",
     "deepimpact": "retrieval.encoders.deepimpact:DeepImpactEncoder",
+    "csr": "retrieval.encoders.csr:CsrEncoder",
     "precomputed": "retrieval.encoders.precomputed:PrecomputedEncoder",
 }
 
@@ -105,8 +106,10 @@ def detect_family(folder: Path) -> str:
             raise FormatError(f"{own} names the family {family!r}; known are {', '.join(FAMILIES)}")
         return str(family)
     if (folder / "modules.json").is_file() or (folder / "config.json").is_file():
-        from retrieval.encoders.sentence_transformers_folder import has_query_table
+        from retrieval.encoders.sentence_transformers_folder import ends_in_autoencoder, has_query_table
 
+        if ends_in_autoencoder(folder):
+            return "csr"
         return "inference_free" if has_query_table(folder) else "splade"
     raise FormatError(
         f"{folder} is not an encoder folder: it has none of {ENCODER_FILE}, modules.json and config.json"

@@ -7,6 +7,7 @@ and plain transformer folders, which are pooled by the mean, with transformers a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.encoders import sentence_transformers_folder as st_folder
-from retrieval.encoders.dense_folder import DenseFolder, LinearLayer, Pooling, read_dense_folder
+from retrieval.encoders.dense_folder import DenseFolder, LinearLayer, Normalize, Pooling, read_dense_folder
 from retrieval.encoders.encoder import Advance
 from retrieval.encoders.fingerprint import fingerprint, model_files
 from runtime.errors import FormatError, LexpertError, NotFoundError, UsageError
@@ -35,22 +36,15 @@ class DenseEncoder:
     special tokens alone, as there.
 
     Attributes:
+        described: what the folder and the options say.
         width: number of dimensions.
         source: the absolute folder that the encoder was loaded from.
     """
 
-    def __init__(
-        self,
-        described: DenseFolder,
-        transformer: TextTransformer,
-        max_length: int | None = None,
-        normalize: bool = False,
-    ) -> None:
+    def __init__(self, described: DenseFolder, transformer: TextTransformer) -> None:
         self.source = str(described.folder.resolve())
-        self._described = described
+        self.described = described
         self._transformer = transformer
-        self._max_length = max_length or described.max_length
-        self._normalize = normalize
         self._steps, self.width = _steps(described, transformer)
 
     @classmethod
@@ -68,16 +62,23 @@ class DenseEncoder:
             FormatError: it holds another kind of encoder, pickled weights, or damaged files.
             UsageError: an unknown option.
         """
+        return cls.from_description(read_dense_folder(Path(folder)), **options)
+
+    @classmethod
+    def from_description(cls, described: DenseFolder, **options: Any) -> Self:
+        """Load what a folder was read as; options and errors are those of `load`."""
         for name in options:
             if name not in OPTIONS:
                 raise UsageError(f"a dense encoder has no option {name!r}; it has {', '.join(OPTIONS)}")
-        described = read_dense_folder(Path(folder))
         try:
             from retrieval.encoders.text_transformer import TextTransformer
         except ImportError as error:
             raise NotFoundError(
                 f"a dense encoder needs {error.name}; run: pip install 'lexpert[neural]'"
             ) from None
+        described = replace(described, max_length=options.get("max_length") or described.max_length)
+        if options.get("normalize"):
+            described = replace(described, steps=(*described.steps, Normalize()))
         transformer = TextTransformer(
             described.transformer,
             device=options.get("device"),
@@ -85,18 +86,17 @@ class DenseEncoder:
             token_budget=options.get("token_budget"),
             lower_case=described.lower_case,
         )
-        return cls(described, transformer, options.get("max_length"), bool(options.get("normalize")))
+        return cls(described, transformer)
 
     @cached_property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over everything that changes the vectors, apart from the dtype of the model."""
-        described = self._described
+        described = self.described
         layers = [step for step in described.steps if isinstance(step, LinearLayer)]
         settings = {
             "family": "dense",
             "steps": [step.settings() for step in described.steps],
-            "normalize": self._normalize,
-            "max_length": self._max_length,
+            "max_length": described.max_length,
             "lower_case": described.lower_case,
             "prompts": [described.query_prompt, described.document_prompt],
         }
@@ -110,26 +110,24 @@ class DenseEncoder:
         Raises:
             LexpertError: the model computed NaN or infinity.
         """
-        return self._encode([self._described.document_prompt + text for text in texts], advance)
+        return self._encode([self.described.document_prompt + text for text in texts], advance)
 
     def encode_queries(self, texts: Sequence[str], advance: Advance | None = None) -> NDArray[np.float32]:
         """Encode queries, in the same form as documents."""
-        return self._encode([self._described.query_prompt + text for text in texts], advance)
+        return self._encode([self.described.query_prompt + text for text in texts], advance)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Tokens of the texts together, special ones included, prompts not, each cut at the longest."""
-        return sum(map(len, self._transformer.tokenize(texts, self._max_length)["input_ids"]))
+        return sum(map(len, self._transformer.tokenize(texts, self.described.max_length)["input_ids"]))
 
     def _encode(self, texts: Sequence[str], advance: Advance | None) -> NDArray[np.float32]:
         import torch
 
         vectors = np.empty((len(texts), self.width), np.float32)
         with torch.inference_mode():
-            for places, tokens in self._transformer.batches(texts, self._max_length, advance):
+            for places, tokens in self._transformer.batches(texts, self.described.max_length, advance):
                 hidden, mask = self._transformer.hidden_states(tokens)
                 pooled = self._steps(hidden.float(), mask)
-                if self._normalize:
-                    pooled = torch.nn.functional.normalize(pooled, dim=1)
                 if not bool(torch.isfinite(pooled).all()):
                     raise LexpertError(
                         f"the model computed NaN or infinity in {self._transformer.dtype}; "

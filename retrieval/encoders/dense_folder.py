@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retrieval.encoders import sentence_transformers_folder as st_folder
+from retrieval.encoders.fingerprint import model_files
 from runtime.errors import FormatError, NotFoundError
 
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "lasttoken")
@@ -20,6 +22,9 @@ _LEGACY = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 """How sentence-transformers wrote modes before version 6: one switch for each, in the order of their results."""
+
+_MODULES = {"Identity": "linear"}
+"""Where torch keeps those that are not in ``torch.nn.modules.activation``."""
 
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 """Of ``torch.nn``; a folder that names another one asks for code from outside."""
@@ -111,11 +116,25 @@ def read_dense_folder(folder: Path) -> DenseFolder:
         raise NotFoundError(f"there is no encoder folder {folder}")
     if not (folder / "modules.json").is_file():
         return DenseFolder(folder, folder, (Pooling(),))
+    return dense_modules(folder, *modules_of_both(folder))
+
+
+def modules_of_both(folder: Path) -> list[tuple[str, Path]]:
+    """Kind and folder of the modules that queries and documents pass through.
+
+    Raises:
+        FormatError: they differ.
+    """
     modules = st_folder.modules_of(folder, "document")
     if modules != st_folder.modules_of(folder, "query"):
         raise FormatError(
             f"{folder} encodes queries and documents by different modules; give one of the two alone"
         )
+    return modules
+
+
+def dense_modules(folder: Path, *modules: tuple[str, Path]) -> DenseFolder:
+    """Read modules of `folder` that end in one vector for each text; see `read_dense_folder`."""
     kinds = [kind for kind, _ in modules]
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise FormatError(
@@ -194,3 +213,34 @@ def _activation(config: Mapping[str, Any], path: Path) -> str:
             f"{path}: the activation is {named!r:.60}; known are {', '.join(ACTIVATIONS)} of torch.nn"
         )
     return name
+
+
+def write_dense_folder(described: DenseFolder, folder: Path) -> list[dict[str, Any]]:
+    """Copy an encoder into `folder`, each module in the form of sentence-transformers 5, and return their list.
+
+    What ``modules.json`` is to hold is left to the caller, who may have more modules.
+    """
+    for name, path in model_files(described.transformer).items():
+        shutil.copyfile(path, folder / name)
+    settings = {"max_seq_length": described.max_length, "do_lower_case": described.lower_case}
+    st_folder.write_json(folder / st_folder.TRANSFORMER_CONFIGS[0], settings)
+    names, width = ["Transformer"], int(st_folder.read_object(folder / "config.json").get("hidden_size", 0))
+    for step in described.steps:
+        kind = "Dense" if isinstance(step, LinearLayer) else type(step).__name__
+        module = folder / f"{len(names)}_{kind}"
+        module.mkdir(exist_ok=True)
+        if isinstance(step, Pooling):
+            modes = {key: mode in step.modes for key, mode in _LEGACY.items()}
+            st_folder.write_json(module / "config.json", {"word_embedding_dimension": width, **modes})
+        elif isinstance(step, LinearLayer):
+            shutil.copyfile(step.folder / st_folder.WEIGHTS, module / st_folder.WEIGHTS)
+            config = {"in_features": step.inputs, "out_features": step.outputs, "bias": step.bias}
+            activation = f"torch.nn.modules.{_MODULES.get(step.activation, 'activation')}.{step.activation}"
+            st_folder.write_json(module / "config.json", {**config, "activation_function": activation})
+        names.append(kind)
+    return [
+        st_folder.module_entry(
+            place, "" if place == 0 else f"{place}_{kind}", f"sentence_transformers.models.{kind}"
+        )
+        for place, kind in enumerate(names)
+    ]

@@ -27,7 +27,7 @@ TRANSFORMER_CONFIGS = tuple(
 POOLINGS = ("max", "sum")
 ACTIVATIONS = ("relu", "log1p_relu")
 WEIGHTS = "model.safetensors"
-_V5 = "sentence_transformers.sparse_encoder.models"
+V5_MODULES = "sentence_transformers.sparse_encoder.models"
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,13 @@ def has_query_table(folder: Path) -> bool:
     return (folder / "modules.json").is_file() and any(
         kind == "SparseStaticEmbedding" for kind, _ in modules_of(folder, "query")
     )
+
+
+def ends_in_autoencoder(folder: Path) -> bool:
+    """Whether the folder's vectors are codes of an autoencoder over a dense encoder."""
+    if not (folder / "modules.json").is_file():
+        return False
+    return [kind for kind, _ in modules_of(folder, "document")][-1:] == ["SparseAutoEncoder"]
 
 
 def _route(folder: Path, task: str, prompt: str) -> Route:
@@ -205,49 +212,53 @@ def _resolve_route(
     return None
 
 
-def write_config(folder: Path, prompts: Mapping[str, str], max_active_dims: int | None) -> None:
+def write_config(
+    folder: Path, prompts: Mapping[str, str], max_active_dims: int | None, similarity: str = "dot"
+) -> None:
     """Write ``config_sentence_transformers.json``."""
     config: dict[str, Any] = {
         "model_type": "SparseEncoder",
         "__version__": {"sentence_transformers": "5.0.0"},
         "prompts": dict(prompts),
         "default_prompt_name": None,
-        "similarity_fn_name": "dot",
+        "similarity_fn_name": similarity,
     }
     if max_active_dims is not None:
         config["max_active_dims"] = max_active_dims
-    _write_json(folder / "config_sentence_transformers.json", config)
+    write_json(folder / "config_sentence_transformers.json", config)
 
 
 def write_modules(folder: Path) -> None:
     """Write ``modules.json`` for a transformer in `folder` itself with pooling in ``1_SpladePooling``."""
-    modules = [("", f"{_V5}.MLMTransformer"), ("1_SpladePooling", f"{_V5}.SpladePooling")]
-    listed = [
-        {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)
-    ]
-    _write_json(folder / "modules.json", listed)
+    modules = [("", f"{V5_MODULES}.MLMTransformer"), ("1_SpladePooling", f"{V5_MODULES}.SpladePooling")]
+    listed = [module_entry(i, path, kind) for i, (path, kind) in enumerate(modules)]
+    write_json(folder / "modules.json", listed)
+
+
+def module_entry(place: int, path: str, kind: str) -> dict[str, Any]:
+    """One entry of ``modules.json``."""
+    return {"idx": place, "name": str(place), "path": path, "type": kind}
 
 
 def write_router(folder: Path, routes: Mapping[str, list[str]]) -> None:
     """Write ``modules.json`` and ``router_config.json``; a route's module folders end in their kinds."""
     kinds = {module: module.rsplit("_", 1)[1] for modules in routes.values() for module in modules}
     config = {
-        "types": {module: f"{_V5}.{kind}.{kind}" for module, kind in kinds.items()},
+        "types": {module: f"{V5_MODULES}.{kind}.{kind}" for module, kind in kinds.items()},
         "structure": dict(routes),
         "parameters": {"default_route": "document", "allow_empty_key": True},
     }
-    _write_json(folder / "router_config.json", config)
-    router = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}
-    _write_json(folder / "modules.json", [router])
+    write_json(folder / "router_config.json", config)
+    write_json(folder / "modules.json", [module_entry(0, "", "sentence_transformers.models.Router")])
 
 
 def write_splade_settings(route: SpladeRoute, transformer: Path, pooling: Path, num_terms: int) -> None:
     """Write the settings of `route` beside a transformer's files and into a pooling folder."""
     pooling.mkdir(parents=True, exist_ok=True)
     pooled = {"pooling_strategy": route.pooling, "activation_function": route.activation}
-    _write_json(pooling / "config.json", {**pooled, "word_embedding_dimension": num_terms})
+    write_json(pooling / "config.json", {**pooled, "word_embedding_dimension": num_terms})
     config = {"max_seq_length": route.max_length, "do_lower_case": route.lower_case}
-    _write_json(transformer / "sentence_bert_config.json", config)
+    write_json(transformer / "sentence_bert_config.json", config)
 
 
 def _kind(path: str, folder: Path) -> str:
@@ -304,5 +315,5 @@ def _read_json(path: Path) -> Any:
         raise FormatError(f"{path} is not valid JSON ({error})") from None
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
