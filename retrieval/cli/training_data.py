@@ -233,21 +233,22 @@ def _show_mining(files: Sequence[PairFile], report: MiningReport) -> None:
             for file in files
         ],
     )
-    rows = []
     for name, tally in report.tallies.items():
-        share = [
-            tally.positive_ranks[rank] / max(report.queries, 1) for rank in ("at 1", "within 10", "ranked")
+        ranks = tally.positive_ranks
+        rows = [
+            ("queries", f"{report.queries:,}"),
+            ("of them with the positive at rank 1", f"{ranks['at 1']:,}"),
+            ("of them with the positive within 10", f"{ranks['within 10']:,}"),
+            ("of them with the positive ranked at all", f"{ranks['ranked']:,}"),
+            ("candidates looked at", f"{tally.examined:,}"),
+            *(
+                (f"kept from ranks {window}", f"{tally.kept[str(window)]:,}")
+                for window in report.rules.windows
+            ),
+            *((f"left out: {reason}", f"{tally.dropped[reason]:,}") for reason in REASONS),
+            ("queries with fewer than asked for", f"{tally.short:,}"),
         ]
-        rows.append(
-            (name, "positive at rank 1 · within 10 · ranked", " · ".join(f"{part:.1%}" for part in share))
-        )
-        rows.append((name, "candidates looked at", f"{tally.examined:,}"))
-        rows += [
-            (name, f"kept from {window}", f"{tally.kept[str(window)]:,}") for window in report.rules.windows
-        ]
-        rows += [(name, f"left out: {reason}", f"{tally.dropped[reason]:,}") for reason in REASONS]
-        rows.append((name, "queries with fewer than asked for", f"{tally.short:,}"))
-    _print_table("negatives", ("miner", "", ""), rows)
+        _print_table(f"negatives by {name}", ("", "number"), rows)
     if report.without:
         typer.echo(f"{report.without:,} queries have no negative at all")
 
@@ -267,7 +268,7 @@ def _print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
     for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place == 0 or not name else "right")
+        table.add_column(name, justify="left" if place == 0 else "right")
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -98,8 +98,10 @@ def read_pair_files(
                 seen.add(key)
                 queries.append(query)
                 positives.append(number)
-        sources.append(f"{path.name} {file_checksum(path)}")
-        files.append(PairFile(path.name, num_pairs, len(pairs), len(pairs) - (len(queries) - before)))
+        # Files of many collections are called the same, so the folder belongs to the name.
+        name = "/".join(path.resolve().parts[-2:])
+        sources.append(f"{name} {file_checksum(path)}")
+        files.append(PairFile(name, num_pairs, len(pairs), len(pairs) - (len(queries) - before)))
     made = TrainingSet(
         queries=queries,
         passages=passages,

@@ -38,11 +38,6 @@ class ModelName:
     def __str__(self) -> str:
         return self.place if self.place == "bm25" else f"{self.kind}={self.place}"
 
-    @property
-    def name(self) -> str:
-        """For people: the last part of the folder."""
-        return Path(self.place).name or self.place
-
     @classmethod
     def parse(cls, written: str, kinds: tuple[str, ...] = tuple(KINDS)) -> ModelName:
         """Read ``bm25`` or ``KIND=FOLDER``.
@@ -84,7 +79,7 @@ class Models:
 
         encoder = CrossEncoder(Path(model.place), device=self.device)
         texts = self.training_set.queries, self.training_set.passages
-        return CrossEncoderScores(encoder, model.name, *texts, self.cache, use)
+        return CrossEncoderScores(encoder, str(model), *texts, self.cache, use)
 
     def miner(self, model: ModelName, use: CacheUse, threads: int | None = None) -> Miner:
         """A miner, which has encoded all texts when this returns."""
@@ -92,11 +87,11 @@ class Models:
             from retrieval.training.mining.dense import rank_dense
 
             dense = self._dense(model, use)
-            return Miner(model.name, lambda depth: rank_dense(dense, depth))
+            return Miner(str(model), lambda depth: rank_dense(dense, depth))
         from retrieval.training.mining.sparse import rank_sparse
 
         sparse, encoder = self._sparse(model, use)
-        return Miner(model.name, lambda depth: rank_sparse(sparse, encoder, depth, threads))
+        return Miner(str(model), lambda depth: rank_sparse(sparse, encoder, depth, threads))
 
     def _dense(self, model: ModelName, use: CacheUse) -> DenseTeacher:
         from retrieval.encoders.dense import DenseEncoder
@@ -104,7 +99,7 @@ class Models:
 
         encoder = DenseEncoder.load(model.place, device=self.device)
         texts = self.training_set.queries, self.training_set.passages
-        return encode_dense(encoder, model.name, *texts, self.cache, use)
+        return encode_dense(encoder, str(model), *texts, self.cache, use)
 
     def _sparse(self, model: ModelName, use: CacheUse) -> tuple[SparseTeacher, SparseEncoder]:
         from retrieval.encoders.encoder import SparseEncoder
@@ -113,4 +108,4 @@ class Models:
         neural = model.place != "bm25" and self.device is not None
         encoder = SparseEncoder.load(model.place, **({"device": self.device} if neural else {}))
         texts = self.training_set.queries, self.training_set.passages
-        return encode_sparse(encoder, model.name, *texts, self.cache, use), encoder
+        return encode_sparse(encoder, str(model), *texts, self.cache, use), encoder

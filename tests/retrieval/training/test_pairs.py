@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.training.pairs import read_pairs, read_training_set
+from retrieval.training.pairs import read_pair_files, read_pairs, read_training_set
 from runtime.errors import InputError, NotFoundError
 
 
@@ -17,7 +17,17 @@ def test_passages_are_kept_once_and_pairs_too(write_pairs: Callable[..., Path]) 
     assert made.passages == ["Alpha.", "Beta.", "Gamma."]
     assert made.positives.tolist() == [0, 1, 0, 2]
     assert [len(negatives) for negatives in made.negatives] == [0, 0, 0, 0]
-    assert [source.split()[0] for source in made.sources] == ["one.jsonl", "two.jsonl.gz"]
+    assert [source.split()[0] for source in made.sources] == [
+        f"{first.parent.name}/{name}" for name in ("one.jsonl", "two.jsonl.gz")
+    ]
+
+
+def test_what_became_of_each_file_is_counted(write_pairs: Callable[..., Path]) -> None:
+    path = write_pairs([("a?", "Alpha."), ("b?", "Beta."), ("A? ", "alpha."), ("c?", "Alpha.")])
+    (file,) = read_pair_files([path])[1]
+    assert (file.pairs, file.drawn, file.repeated) == (4, 4, 1)
+    (file,) = read_pair_files([path], max_pairs=2)[1]
+    assert (file.pairs, file.drawn) == (4, 2)
 
 
 def test_some_pairs_are_drawn_by_seed_in_file_order(write_pairs: Callable[..., Path]) -> None:

@@ -25,28 +25,29 @@ PASSAGES = ["the virus", "Vaccines train the immune system. " * 8, "", "a body o
 
 @pytest.fixture(scope="module")
 def make_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Write a small classifier with so many outputs and return its folder."""
+    """Makes small classifiers with so many outputs; gives their folder."""
+    return lambda outputs: write_cross_encoder(tmp_path_factory.mktemp("cross"), outputs)
+
+
+def write_cross_encoder(folder: Path, outputs: int) -> Path:
+    """Write a small classifier with so many outputs into a folder and return it."""
     import torch
     import transformers
 
-    def make(outputs: int) -> Path:
-        folder = tmp_path_factory.mktemp(f"cross-{outputs}")
-        torch.manual_seed(outputs)
-        config = transformers.BertConfig(
-            vocab_size=len(TOKENS),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.4,
-            num_labels=outputs,
-        )
-        transformers.BertForSequenceClassification(config).save_pretrained(folder)
-        save_tokenizer(folder)
-        return folder
-
-    return make
+    torch.manual_seed(outputs)
+    config = transformers.BertConfig(
+        vocab_size=len(TOKENS),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.4,
+        num_labels=outputs,
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
 
 
 def slow_scores(folder: Path, queries: list[str], passages: list[str]) -> list[float]:
