@@ -10,6 +10,7 @@ from runtime.combine import combine, gather
 from runtime.dispatch import Dispatch, dispatch
 from runtime.expert_mlp import expert_mlp
 from runtime.expert_weights import QuantisedWeights
+from runtime.kernels.few_tokens import mix_few_tokens
 
 
 def mix(
@@ -46,6 +47,21 @@ def mix(
     if not isinstance(up, QuantisedWeights) and not isinstance(down, QuantisedWeights):
         up, down = under_autocast(up), under_autocast(down)
         up_bias, down_bias = (None if bias is None else under_autocast(bias) for bias in (up_bias, down_bias))
+    if capacity is None:
+        output = mix_few_tokens(
+            hidden,
+            gates.indptr,
+            gates.units,
+            gates.weights,
+            up,
+            down,
+            activation=activation,
+            gated=gated,
+            up_bias=up_bias,
+            down_bias=down_bias,
+        )
+        if output is not None:
+            return output
     routed = dispatch(gates, capacity)
     values = hidden if isinstance(up, QuantisedWeights) else hidden.to(up.dtype)
     entries = expert_mlp(

@@ -8,6 +8,7 @@ through two grouped products with the model's own functions between them.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from runtime.combine import gather, grouped_matmul
 from runtime.dispatch import dispatch
 from runtime.errors import UsageError
 from runtime.kernels.expert_activations import canonical_activation
+from runtime.kernels.few_tokens import mix_few_tokens
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 QUANTISED = "lexpert_quantised"
@@ -55,15 +57,32 @@ def lexpert_experts_forward(
     quantised = getattr(experts, QUANTISED, None)
     if torch.compiler.is_compiling() and quantised is None:
         return mix_traced(experts, hidden_states, top_k_index, top_k_weights)
-    gates = _gates(experts, top_k_index, top_k_weights)
     activation = plain_activation(experts)
     if activation is None:
-        return _mix_by_steps(experts, hidden_states, gates)
+        return _mix_by_steps(experts, hidden_states, _gates(experts, top_k_index, top_k_weights))
+    up, down = quantised or (up, experts.down_proj)
     up_bias, down_bias = biases(experts)
+    if not experts._is_expert_parallel:
+        # As `mix` does, without the gates in between, which take as long as a tenth of the products for one token.
+        output = mix_few_tokens(
+            hidden_states,
+            None,
+            top_k_index,
+            top_k_weights,
+            up,
+            down,
+            activation=activation,
+            gated=experts.has_gate,
+            up_bias=up_bias,
+            down_bias=down_bias,
+        )
+        if output is not None:
+            return output
     return mix(
         hidden_states,
-        gates,
-        *(quantised or (up, experts.down_proj)),
+        _gates(experts, top_k_index, top_k_weights),
+        up,
+        down,
         activation=activation,
         gated=experts.has_gate,
         up_bias=up_bias,
@@ -73,13 +92,11 @@ def lexpert_experts_forward(
 
 def plain_activation(experts: Any) -> str | None:
     """The activation of experts that are a feed-forward block and nothing else; None for all others."""
-    from transformers.integrations import moe as registry
-
-    default_gate = getattr(registry, "_default_apply_gate", None)
-    own_gate = experts.has_gate and type(experts)._apply_gate is not default_gate
+    own_gate = experts.has_gate and type(experts)._apply_gate is not _default_gate()
     if own_gate or experts.is_transposed or experts.has_post_expert_norm:
         return None
-    return _name_of(experts.act_fn)
+    kind: type = type(experts.act_fn)
+    return _name_of(kind)
 
 
 def biases(experts: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -89,12 +106,20 @@ def biases(experts: Any) -> tuple[Tensor | None, Tensor | None]:
     return experts.gate_up_proj_bias if experts.has_gate else experts.up_proj_bias, experts.down_proj_bias
 
 
-def _name_of(function: Any) -> str | None:
+@cache
+def _default_gate() -> Any:
+    from transformers.integrations import moe as registry
+
+    return getattr(registry, "_default_apply_gate", None)
+
+
+@cache
+def _name_of(function: type) -> str | None:
     from transformers.activations import ACT2CLS
 
     for name, made_by in ACT2CLS.items():
         # Those with arguments of their own could differ in them.
-        if made_by is type(function) and _is_known(name):
+        if made_by is function and _is_known(name):
             return name
     return None
 

@@ -220,6 +220,7 @@ def _measure(layer: Layer, case: Case, rounds: int, machine: Machine) -> Result:
             for place, (name, (execution, precision)) in enumerate(contenders.items()):
                 hidden, experts, weights = layer.draw(case.tokens, seed=turn + place)
                 torch.set_float32_matmul_precision(precision)
+                layer.choose(execution)
                 bandwidths.append(machine.read())
                 seconds = _timed(partial(layer.run, execution, hidden, experts, weights))
                 timings[name].seconds.append(seconds)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import moe
+from moe import transformers_experts
 from moe.mixture import add_up
 from runtime.activations import SparseActivations
 from runtime.combine import gather
@@ -43,6 +44,7 @@ class Layer:
             dtype,
         )
         self._module = _module(num_experts, top_k, width, inner, dtype)
+        self._chosen = ""
         self._quantised: dict[str, tuple[QuantisedWeights, QuantisedWeights]] = {}
 
     def draw(self, tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,16 +57,18 @@ class Layer:
 
     def run(self, name: str, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """The layer's output on an execution: ours, a peer's, or ours on weights of few bits."""
-        if name in QUANTISED:
-            up, down = self.quantised(name)
-            routed = dispatch(SparseActivations.from_topk(experts, weights, self.num_experts))
-            entries = expert_mlp(
-                gather(hidden, routed), routed.offsets, up, down, activation="silu", gated=True
-            )
-            return add_up(entries, routed).to(hidden.dtype)
-        self._module.config._experts_implementation = name
+        if name != self._chosen:
+            self.choose(name)
         output: Tensor = self._module(hidden, experts, weights)
         return output
+
+    def choose(self, name: str) -> None:
+        """Prepare the module for an execution, which `run` does where it has not been done."""
+        setattr(
+            self._module, transformers_experts.QUANTISED, self.quantised(name) if name in QUANTISED else None
+        )
+        self._module.config._experts_implementation = OURS if name in QUANTISED else name
+        self._chosen = name
 
     def quantised(self, name: str) -> tuple[QuantisedWeights, QuantisedWeights]:
         if name not in self._quantised:

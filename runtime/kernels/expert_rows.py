@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import carray, cfunc, literally, njit, types
 
+from runtime.kernels import vector_tiles
+from runtime.kernels.kernel_sources import digest_of_sources
 from runtime.kernels.reference import Numbers
 from runtime.kernels.thread_crew import run_on_crew
 from runtime.kernels.vector_tiles import array_at, multiply_strip, take_next
@@ -143,8 +145,8 @@ def quantise_values_by_group(values: Numbers, codes: Numbers, factors: Numbers, 
             factors[entry, place, 1] = -scale * total
 
 
-@njit(nogil=True, cache=True)
-def _multiply_block(
+@njit(nogil=True)
+def multiply_block(
     job: Any,
     expert: int,
     first: int,
@@ -188,8 +190,8 @@ def _multiply_block(
             # fmt: on
 
 
-@njit(nogil=True, cache=True)
-def _finish_block(job: Any, expert: int, first: int, last: int, scaled: bool) -> None:
+@njit(nogil=True)
+def finish_block(job: Any, expert: int, first: int, last: int, scaled: bool) -> None:
     """Undo the scales of int8 rows and of their values, and add the bias."""
     offsets = carray(array_at(job.offsets), job.experts + 1, np.int64)
     result = carray(array_at(job.result), (job.entries, job.rows), np.float32)
@@ -206,7 +208,7 @@ def _finish_block(job: Any, expert: int, first: int, last: int, scaled: bool) ->
                 result[entry, row] += bias[expert, row]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _take_block(address: Any, job: Any) -> tuple[int, int, int]:
     """The next expert and its rows; expert -1 when nothing is left."""
     blocks = (job.rows + ROWS_OF_BLOCK - 1) // ROWS_OF_BLOCK
@@ -218,40 +220,55 @@ def _take_block(address: Any, job: Any) -> tuple[int, int, int]:
     return active[taken // blocks], first, min(first + ROWS_OF_BLOCK, job.rows)
 
 
-def _float32_work(address: Any) -> None:
-    job = carray(address, 1, JOB)[0]
-    weights = carray(array_at(job.weights), job.experts * job.rows * job.columns, np.float32)
-    values = carray(array_at(job.values), job.entries * job.value_stride, np.float32)
-    expert, first, last = _take_block(address, job)
-    while expert >= 0:
-        _multiply_block(job, expert, first, last, weights, values, weights, values, 0)
-        _finish_block(job, expert, first, last, False)
+def _float32_work(sources: int) -> Any:
+    def work(address: Any) -> None:
+        if not sources:
+            return
+        job = carray(address, 1, JOB)[0]
+        weights = carray(array_at(job.weights), job.experts * job.rows * job.columns, np.float32)
+        values = carray(array_at(job.values), job.entries * job.value_stride, np.float32)
         expert, first, last = _take_block(address, job)
+        while expert >= 0:
+            multiply_block(job, expert, first, last, weights, values, weights, values, 0)
+            finish_block(job, expert, first, last, False)
+            expert, first, last = _take_block(address, job)
+
+    return work
 
 
-def _bfloat16_work(address: Any) -> None:
-    job = carray(address, 1, JOB)[0]
-    weights = carray(array_at(job.weights), job.experts * job.rows * job.columns, np.uint16)
-    values = carray(array_at(job.values), job.entries * job.value_stride, np.float32)
-    expert, first, last = _take_block(address, job)
-    while expert >= 0:
-        _multiply_block(job, expert, first, last, weights, values, weights, values, 0)
-        _finish_block(job, expert, first, last, False)
+def _bfloat16_work(sources: int) -> Any:
+    def work(address: Any) -> None:
+        if not sources:
+            return
+        job = carray(address, 1, JOB)[0]
+        weights = carray(array_at(job.weights), job.experts * job.rows * job.columns, np.uint16)
+        values = carray(array_at(job.values), job.entries * job.value_stride, np.float32)
         expert, first, last = _take_block(address, job)
+        while expert >= 0:
+            multiply_block(job, expert, first, last, weights, values, weights, values, 0)
+            finish_block(job, expert, first, last, False)
+            expert, first, last = _take_block(address, job)
+
+    return work
 
 
-def _int8_work(address: Any) -> None:
-    job = carray(address, 1, JOB)[0]
-    weights = carray(array_at(job.weights), job.experts * job.rows * job.columns, np.int8)
-    values = carray(array_at(job.values), job.entries * job.value_stride, np.int16)
-    expert, first, last = _take_block(address, job)
-    while expert >= 0:
-        _multiply_block(job, expert, first, last, weights, values, weights, values, 0)
-        _finish_block(job, expert, first, last, True)
+def _int8_work(sources: int) -> Any:
+    def work(address: Any) -> None:
+        if not sources:
+            return
+        job = carray(address, 1, JOB)[0]
+        weights = carray(array_at(job.weights), job.experts * job.rows * job.columns, np.int8)
+        values = carray(array_at(job.values), job.entries * job.value_stride, np.int16)
         expert, first, last = _take_block(address, job)
+        while expert >= 0:
+            multiply_block(job, expert, first, last, weights, values, weights, values, 0)
+            finish_block(job, expert, first, last, True)
+            expert, first, last = _take_block(address, job)
+
+    return work
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _int4_blocks(address: Any, job: Any, group: int) -> None:
     group = literally(group)
     weights = carray(array_at(job.weights), job.experts * job.rows * job.columns // 2, np.uint8)
@@ -260,19 +277,30 @@ def _int4_blocks(address: Any, job: Any, group: int) -> None:
     factors = carray(array_at(job.value_scales), job.entries * 2 * (job.columns // group), np.float32)
     expert, first, last = _take_block(address, job)
     while expert >= 0:
-        _multiply_block(job, expert, first, last, weights, values, scales, factors, group)
-        _finish_block(job, expert, first, last, False)
+        multiply_block(job, expert, first, last, weights, values, scales, factors, group)
+        finish_block(job, expert, first, last, False)
         expert, first, last = _take_block(address, job)
 
 
-def _int4_32_work(address: Any) -> None:
-    _int4_blocks(address, carray(address, 1, JOB)[0], 32)
+def _int4_32_work(sources: int) -> Any:
+    def work(address: Any) -> None:
+        if not sources:
+            return
+        _int4_blocks(address, carray(address, 1, JOB)[0], 32)
+
+    return work
 
 
-def _int4_128_work(address: Any) -> None:
-    _int4_blocks(address, carray(address, 1, JOB)[0], 128)
+def _int4_128_work(sources: int) -> Any:
+    def work(address: Any) -> None:
+        if not sources:
+            return
+        _int4_blocks(address, carray(address, 1, JOB)[0], 128)
+
+    return work
 
 
+# Each takes what `runtime.kernels.kernel_sources` says from around it, which is never 0.
 _WORK = {
     "float32": _float32_work,
     "bfloat16": _bfloat16_work,
@@ -285,4 +313,5 @@ _WORK = {
 @cache
 def _compiled(kind: str) -> Any:
     """What a thread runs for a kind of weights, compiled when it is first wanted."""
-    return cfunc(types.void(types.voidptr), cache=True)(_WORK[kind])
+    work = _WORK[kind](digest_of_sources(vector_tiles))
+    return cfunc(types.void(types.voidptr), cache=True)(work)

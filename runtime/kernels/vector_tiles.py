@@ -238,9 +238,33 @@ def take_next(typing_context: Any, counter: Any) -> Any:  # noqa: ARG001
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         address = builder.bitcast(arguments[0], INT.as_pointer())
-        return builder.atomic_rmw("add", address, INT(1), "monotonic")
+        # What was written before is seen by whoever reads the new number.
+        return builder.atomic_rmw("add", address, INT(1), "acq_rel")
 
     return types.int64(types.voidptr), generate
+
+
+@intrinsic
+def read_count(typing_context: Any, counter: Any) -> Any:  # noqa: ARG001
+    """``read_count(counter)``: the int64 at a pointer, and sight of all that was written before it was counted up."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        address = builder.bitcast(arguments[0], INT.as_pointer())
+        return builder.load_atomic(address, "acquire", 8)
+
+    return types.int64(types.voidptr), generate
+
+
+@intrinsic
+def call_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
+    """``call_at(address)``: call the C function ``int f(void)`` at an int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        kind = ir.FunctionType(ir.IntType(32), []).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], kind), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 def _starts(builder: Any, data: Any, offset: Any, stride: Any, count: int) -> list[Any]:
