@@ -204,7 +204,7 @@ class TrainingSet:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a set: texts and numbers into memory, checked; vectors of teachers are mapped.
+        """Read a set, comparing all checksums; vectors of teachers stay on disk and are mapped.
 
         Raises:
             NotFoundError: there is no training set.
@@ -213,8 +213,7 @@ class TrainingSet:
         manifest = read_manifest(folder)
         data = folder / manifest.data
         for name, file in manifest.files.items():
-            if not name.startswith("teacher-"):
-                verify_file(data / name, file)
+            verify_file(data / name, file)
         try:
             return cls._read(manifest, data)
         except FileNotFoundError as error:

@@ -120,11 +120,13 @@ def test_damage_is_found(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match=r"damaged|bytes"):
             TrainingSet.load(folder)
         (data / name).write_bytes(intact)
-    flipped = (data / "passages").read_bytes()
-    (data / "passages").write_bytes(bytes([flipped[0] ^ 1]) + flipped[1:])
-    with pytest.raises(FormatError, match="checksum"):
-        TrainingSet.load(folder)
-    (data / "passages").write_bytes(flipped)
+        (data / name).write_bytes(bytes([intact[0] ^ 1]) + intact[1:])
+        with pytest.raises(FormatError, match="checksum"):
+            TrainingSet.load(folder)
+        (data / name).unlink()
+        with pytest.raises(FormatError, match="missing"):
+            TrainingSet.load(folder)
+        (data / name).write_bytes(intact)
     for changed, said in (
         (json.dumps(json.loads(manifest) | {"version": 2}), "version 2"),
         (json.dumps(json.loads(manifest) | {"queries": 9}), "checksum"),
