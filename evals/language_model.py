@@ -65,15 +65,20 @@ def read_text(path: Path, tokenizer: Any, most: int | None = None) -> tuple[NDAr
     from moe.token_stream import stream_tokens
 
     ids, num_bytes = array("i"), 0
-    for piece in stream_tokens([path], tokenizer):
-        room = len(piece.ids) if most is None else most - len(ids)
-        if len(piece.ids) > room:
-            # the bytes of a part of a document are those that its tokens stand for
-            ids.extend(piece.ids[:room])
-            num_bytes += round(piece.num_bytes * room / len(piece.ids))
-            break
-        ids.extend(piece.ids)
-        num_bytes += piece.num_bytes
+    with progress("reading text", most, "tokens") as advance:
+        for piece in stream_tokens([path], tokenizer):
+            room = len(piece.ids) if most is None else most - len(ids)
+            if len(piece.ids) > room:
+                # the bytes of a part of a document are those that its tokens stand for
+                ids.extend(piece.ids[:room])
+                num_bytes += round(piece.num_bytes * room / len(piece.ids))
+                advance(room)
+                break
+            ids.extend(piece.ids)
+            num_bytes += piece.num_bytes
+            advance(len(piece.ids))
+            if len(ids) == most:
+                break  # before the next batch of documents is cut into tokens for nothing
     return np.array(ids, np.int32), num_bytes
 
 

@@ -35,6 +35,9 @@ def bench_moe(
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text for --model, or one compressed by gzip.")
     ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(help="Tokens of --text, from its start; the time grows with them.")
+    ] = 65_536,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")
     ] = False,
@@ -63,6 +66,8 @@ def bench_moe(
         if name not in DTYPES:
             raise UsageError(f"--dtypes has {name!r}; choose from {', '.join(DTYPES)}")
     sizes = {"--width": width, "--inner": inner, "--rounds": rounds, "--threads": threads}
+    if max_tokens < 2:
+        raise UsageError(f"--max-tokens must be at least 2, got {max_tokens}")
     for option, value in sizes.items():
         if value is not None and value < 1:
             raise UsageError(f"{option} must be at least 1, got {value}")
@@ -74,7 +79,7 @@ def bench_moe(
     cases = [Case(count, *shape, name) for name in chosen for shape in shapes for count in counts]
     with torch_threads(threads):
         # First, for a model or a text that cannot be read should not cost the time of the layers.
-        bits = None if model is None or text is None else measure_bits(model, text)
+        bits = None if model is None or text is None else measure_bits(model, text, max_tokens)
         found = compare_layers(cases, width=width, inner=inner, rounds=rounds)
     if plot is not None:
         from evals.moe_bench.picture import plot_layers

@@ -41,14 +41,19 @@ class ModelBits:
         return {**asdict(self), "losses": {name: self.loss(name) for name in self.perplexity}}
 
 
-def measure_bits(model: Path, text: Path) -> ModelBits:
+MOST_TOKENS = 65_536
+"""Of a text, where no other number is asked for: it is predicted once for each number of bits."""
+
+
+def measure_bits(model: Path, text: Path, most: int = MOST_TOKENS) -> ModelBits:
     """Measure a decoder in the dtype of its checkpoint, then with experts of 8 and of 4 bits, on the processor.
 
     Formats of few bits are those whose speed the comparison of layers shows.
 
     Args:
         model: folder of a decoder of experts.
-        text: UTF-8, or that compressed by gzip.
+        text: UTF-8, or that compressed by gzip. It is read once.
+        most: tokens of it, from its start; the rest is not read.
 
     Raises:
         NotFoundError: the model or the text is missing.
@@ -61,6 +66,7 @@ def measure_bits(model: Path, text: Path) -> ModelBits:
     from moe.quantised_model import quantise_model
 
     found: dict[str, float] = {}
+    read = None
     for name in ("as it is", *QUANTISED):
         # Loaded anew: rounding leaves nothing to round again.
         loaded = LanguageModelFolder.load(model, dtype="auto", device="cpu")
@@ -70,7 +76,8 @@ def measure_bits(model: Path, text: Path) -> ModelBits:
         if name in QUANTISED:
             few, group = QUANTISED[name]
             quantise_model(loaded.model, bits=few, group=group)
-        result = measure_perplexity(loaded.model, *read_text(text, loaded.tokenizer))
+        read = read or read_text(text, loaded.tokenizer, most)
+        result = measure_perplexity(loaded.model, *read)
         found[name if name in QUANTISED else dtype] = result.per_token
     return ModelBits(str(model), str(text), dtype, result.tokens, result.context, found)
 

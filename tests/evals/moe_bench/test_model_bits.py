@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ pytest.importorskip("numba")
 
 from evals.moe_bench.model_bits import ModelBits, measure_bits
 from lexpert import app
+from moe.token_stream import stream_tokens
 from runtime.errors import FormatError, NotFoundError, UsageError
 from tests.moe.training.conftest import MakeFolder, folder_of, text
 
@@ -44,6 +46,25 @@ def test_perplexity_by_bits_is_that_of_eval_lm(model: Path, text: Path) -> None:
     shown = CliRunner().invoke(app, [*TINY, *options], catch_exceptions=False).stdout
     assert f"int4-128 {bits['perplexity']['int4-128']:,.3f} ({bits['losses']['int4-128']:+.2%})" in shown
     assert shown.index("geometric mean") < shown.index("perplexity of")
+
+
+def test_a_long_text_is_read_once_and_up_to_a_number_of_tokens(
+    model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+
+    def counted(paths: Any, tokenizer: Any) -> Any:
+        reads.append(paths)
+        return stream_tokens(paths, tokenizer)
+
+    monkeypatch.setattr("moe.token_stream.stream_tokens", counted)
+    assert measure_bits(model, text, 200).tokens == 199
+    assert len(reads) == 1
+    refused = CliRunner().invoke(
+        app, [*TINY, "--model", str(model), "--text", str(text), "--max-tokens", "1"]
+    )
+    assert isinstance(refused.exception, UsageError)
+    assert "--max-tokens must be at least 2, got 1" in str(refused.exception)
 
 
 def test_without_a_model_there_is_no_perplexity() -> None:
