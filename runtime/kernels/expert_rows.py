@@ -129,17 +129,19 @@ def quantise_values_by_group(values: Numbers, codes: Numbers, factors: Numbers, 
         codes[entry, columns:] = 0
         for place in range(factors.shape[1]):
             first, last = place * group, min((place + 1) * group, columns)
-            highest = _highest(values[entry, first:last])
+            numbers, found = values[entry, first:last], codes[entry, first:last]
+            highest = _highest(numbers)
             if not highest > 0:
-                codes[entry, first:last] = 0
+                found[:] = 0
                 factors[entry, place] = highest
                 continue
             inverse = np.float32(127) / highest
+            # Two loops from 0, in 32 bits: only so do they become vector instructions.
+            for column in range(len(numbers)):
+                found[column] = np.int8(np.int32(np.rint(numbers[column] * inverse)))
             total = np.int32(0)
-            for column in range(first, last):
-                code = np.int8(np.rint(values[entry, column] * inverse))
-                codes[entry, column] = code
-                total += code
+            for column in range(len(found)):
+                total = np.int32(total + found[column])
             scale = highest / np.float32(127)
             factors[entry, place, 0] = scale
             factors[entry, place, 1] = -scale * total

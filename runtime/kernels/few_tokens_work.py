@@ -158,7 +158,7 @@ def _widen(layer: Any, token: int, target: Numbers) -> None:
         target[:] = carray(array_at(layer.hidden + 4 * token * width), width, np.float32)
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _exp(x: Any) -> Any:
     """float32, within a few units of the last place; infinity and NaN stay."""
     # In the form of this comparison, NaN becomes LOWEST.
@@ -180,33 +180,33 @@ def _exp(x: Any) -> Any:
     return result if x == x else x  # NaN
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _silu(x: Any) -> Any:
     return x / (ONE + _exp(-x))
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _gelu(x: Any) -> Any:
     return HALF * x * (ONE + np.float32(math.erf(x * ROOT_HALF)))
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _gelu_tanh(x: Any) -> Any:
     # 1 + tanh(y) = 2 / (1 + exp(-2y))
     return x / (ONE + _exp(-TWO * ROOT_2_OVER_PI * (x + CUBIC * x * x * x)))
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _quick_gelu(x: Any) -> Any:
     return x / (ONE + _exp(-QUICK * x))
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _relu(x: Any) -> Any:
     return np.float32(0) if x < 0 else x
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _activate_row(layer: Any, row: Numbers) -> None:
     """The first `inner` numbers of a row of products become what the second product takes."""
     inner, which = layer.inner, layer.activation

@@ -35,7 +35,10 @@ FUSED = ("contract",)
 ROWS = {1: 4, 2: 4, 3: 3, 4: 3}
 """Rows of a tile by its tokens: so many that their sums fill up to twelve of sixteen registers."""
 
-INT4_ROWS = {1: 4, 2: 4, 3: 3, 4: 1}
+INT8_ROWS = {1: 4, 2: 4, 3: 3, 4: 2}
+"""The same for int8, where the values of all four tokens stay in registers beside the sums."""
+
+INT4_ROWS = {1: 4, 2: 1, 3: 1, 4: 1}
 """The same for int4, where the unpacked codes of one row need registers too."""
 
 Step = Callable[[Any, list[Any]], list[Any]]
@@ -88,7 +91,8 @@ def multiply_strip(
     """
     if not isinstance(tokens, types.IntegerLiteral) or not isinstance(group, types.IntegerLiteral):
         return None
-    rows = (INT4_ROWS if weights.dtype == types.uint8 else ROWS)[tokens.literal_value]
+    by_tokens = {types.uint8: INT4_ROWS, types.int8: INT8_ROWS}.get(weights.dtype, ROWS)
+    rows = by_tokens[tokens.literal_value]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = {
