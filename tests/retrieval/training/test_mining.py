@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from retrieval.training.mining.mine import Miner, mine
 from retrieval.training.mining.rank_window import RankWindow, parse_windows
 from retrieval.training.mining.sparse import rank_sparse
 from retrieval.training.mining.word_overlap import WordOverlap
+from retrieval.training.pairs import read_training_set
 from retrieval.training.teachers.vectors import DenseTeacher, SparseTeacher
 from retrieval.training.training_set import TrainingSet
 from runtime.errors import InputError, UsageError
@@ -218,6 +220,27 @@ def test_the_same_seed_draws_the_same_negatives_of_more_queries_too() -> None:
     )
     assert draws[1, 30] == [negatives.tolist() for negatives in again.negatives] != draws[2, 30]
     assert draws[1, 20] == draws[1, 30][:20]
+
+
+def test_real_pairs_are_mined(shared: Path) -> None:
+    training_set = read_training_set([shared / "data" / "pairs-medquad" / "pairs.jsonl.gz"], max_pairs=200)
+    encoder = Bm25Encoder().fit(training_set.passages)
+    teacher = SparseTeacher(
+        "bm25",
+        encoder.fingerprint,
+        encoder.encode_queries(training_set.queries),
+        encoder.encode_documents(training_set.passages),
+    )
+    miner = Miner("bm25", lambda depth: rank_sparse(teacher, encoder, depth, threads=1))
+    rules = Rules((RankWindow(1, 10, 2), RankWindow(11, 100, 2)), judge=teacher, margin=1.0)
+    mined, report = mine(training_set, [miner], rules)
+    tally = report.tallies["bm25"]
+    assert tally.positive_ranks["at 1"] > 0.7 * len(mined)
+    assert tally.kept["1-10:2"] > len(mined)
+    for query, negatives in enumerate(mined.negatives):
+        candidates = np.concatenate([mined.positives[query : query + 1], negatives])
+        scores = teacher.scores(np.array([query]), candidates)[0]
+        assert np.all(scores[1:] <= scores[0] - 0.999)
 
 
 def test_a_single_passage_is_too_few() -> None:

@@ -1,12 +1,27 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import gzip
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from retrieval.training.pairs import read_pair_files, read_pairs, read_training_set
 from runtime.errors import InputError, NotFoundError
+
+
+@pytest.fixture
+def write_pairs(tmp_path: Path) -> Callable[..., Path]:
+    """Write a file of pairs and return it."""
+
+    def write(pairs: Sequence[tuple[str, str]], name: str = "pairs.jsonl") -> Path:
+        lines = "".join(json.dumps({"query": query, "positive": text}) + "\n" for query, text in pairs)
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(lines.encode()) if name.endswith(".gz") else lines.encode())
+        return path
+
+    return write
 
 
 def test_passages_are_kept_once_and_pairs_too(write_pairs: Callable[..., Path]) -> None:
