@@ -90,7 +90,10 @@ def mine(
     if len(training_set.passages) < 2:
         raise InputError("the pairs have a single passage between them, so that nothing can be a negative")
     answers = _answers(training_set)
-    overlap = WordOverlap(training_set.passages) if rules.overlap <= 1 else None
+    overlap = None
+    if rules.overlap <= 1:
+        with progress("words", len(training_set.passages), "passages") as advance:
+            overlap = WordOverlap(training_set.passages, advance)
     depth = max(window.last for window in rules.windows)
     drawn: dict[int, list[Negative]] = {query: [] for query in range(len(training_set))}
     tallies = {}

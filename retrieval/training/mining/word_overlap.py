@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from retrieval.training.teachers.vectors import SparseTeacher
 from retrieval.training.training_set import same_text
 from runtime.activations import SparseActivations
+from runtime.progress import Advance
 
 WORD = re.compile(r"\w+")
 
@@ -19,13 +20,14 @@ WORD = re.compile(r"\w+")
 class WordOverlap:
     """Distinct words of all passages, as sparse rows of ones."""
 
-    def __init__(self, passages: Sequence[str]) -> None:
+    def __init__(self, passages: Sequence[str], advance: Advance = lambda _: None) -> None:
         numbers: dict[str, int] = {}
         rows = []
         for passage in passages:
             words = set(WORD.findall(same_text(passage)))
             # Sorted, since a set's order differs between processes.
             rows.append(np.sort([numbers.setdefault(word, len(numbers)) for word in sorted(words)]))
+            advance(1)
         indptr = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=indptr[1:])
         units = np.concatenate([np.zeros(0, np.int32), *rows]).astype(np.int32)
