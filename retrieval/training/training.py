@@ -1,0 +1,323 @@
+"""Training: a checkpoint, a training set and a recipe in; an encoder and the figures of each step out."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrieval.encoders.encoder import SparseEncoder
+from retrieval.training.recipe import Recipe
+from retrieval.training.training_set import TrainingSet
+from runtime.errors import NotFoundError
+from runtime.output_folder import new_folder, require_room
+from runtime.progress import progress
+from runtime.run_folder import RunFolder, open_run, read_json, write_json
+from runtime.step_log import StepLog, read_records
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from retrieval.training.router_losses import RouterWatch
+
+Evaluate = Callable[[SparseEncoder], Mapping[str, float]]
+"""nDCG@10 of an encoder, by the name of the collection."""
+
+SCORE = "ndcg@10"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What a training did.
+
+    Attributes:
+        base: the folder that it started from.
+        out: the folder of the training; the encoder is in ``out/model``.
+        recipe, family: what it made, and how.
+        queries, passages: of the training set.
+        parameters: of the model; tied ones count once.
+        steps: of the optimiser, that were taken.
+        stopped_early: because evaluations got no better.
+        chosen_step: the one whose encoder was kept; the last, unless evaluations said otherwise.
+        score: mean nDCG@10 of that one; None without an evaluation.
+        loss: of the last step.
+        active_queries, active_passages: mean terms of a query and of a passage, in the last step's batch.
+        seconds: of this process; less than the whole where the training was gone on with.
+    """
+
+    base: str
+    out: str
+    recipe: str
+    family: str
+    queries: int
+    passages: int
+    parameters: int
+    steps: int
+    stopped_early: bool
+    chosen_step: int
+    score: float | None
+    loss: float
+    active_queries: float
+    active_passages: float
+    seconds: float
+
+
+def train(
+    recipe: Recipe,
+    base: str | Path,
+    data: TrainingSet,
+    out: str | Path,
+    *,
+    evaluate: Evaluate | None = None,
+    watch_routers: Callable[[Any], RouterWatch] | None = None,
+    resume: bool = False,
+    device: str | None = None,
+) -> TrainingReport:
+    """Train a sparse encoder.
+
+    A training that was stopped, by a kill too, is gone on with from its last checkpoint, and ends with the weights
+    that it would have had, to the bit on the same machine with the same number of threads.
+
+    Args:
+        recipe: see `retrieval.training.recipe`.
+        base: folder of a masked language model (of any transformer for uniCOIL and DeepImpact), or of an encoder.
+        data: what is trained on.
+        out: folder of the training; see `runtime.run_folder`.
+        evaluate: called with the encoder at each interval; the encoder with the best mean is kept. It must not depend
+            on anything that changes from one call to the next.
+        watch_routers: makes a recorder of a model's routers, for recipes that name their losses.
+        resume: go on in `out`; where there is nothing to go on with, start. A training that is done is reported again.
+        device: of torch; None takes a GPU where there is one.
+
+    Raises:
+        NotFoundError: the checkpoint is missing, or an optional package is.
+        FormatError: the checkpoint cannot be loaded.
+        UsageError: recipe, checkpoint and training set do not fit, or `out` was started with others.
+        ConflictError: `out` exists and is not empty, without `resume`, or another process trains in it.
+        LexpertError: the loss is no number, no term is active any more, or the disk is full.
+    """
+    _require_packages()
+    import torch
+
+    from retrieval.encoders.fingerprint import fingerprint, model_files
+    from retrieval.encoders.sentence_transformers_folder import read_folder
+    from retrieval.training.batches import TrainingBatches
+
+    base, out = Path(base), Path(out)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder = read_folder(base).documents.folder
+    batches = TrainingBatches(data, recipe)
+    torch.manual_seed(recipe.seed)  # of a head that starts at random
+    # Loaded first: a folder that holds no model must not leave a folder of a training behind.
+    model, idf = _new_model(recipe, folder, data, place)
+    request = {
+        "base": str(base.resolve()),
+        "base_weights": fingerprint({}, model_files(folder)),
+        "training_set": data.digest,
+        "evaluated": evaluate is not None,
+        **_flat("recipe", recipe.model_dump()),
+    }
+    with open_run(out, request, resume) as run:
+        if run.report.exists():
+            return TrainingReport(**read_json(run.report))
+        return _run(recipe, base, model, data, batches, idf, evaluate, watch_routers, run)
+
+
+def _run(
+    recipe: Recipe,
+    base: Path,
+    model: Any,
+    data: TrainingSet,
+    batches: Any,
+    idf: Tensor | None,
+    evaluate: Evaluate | None,
+    watch_routers: Callable[[Any], RouterWatch] | None,
+    run: RunFolder,
+) -> TrainingReport:
+    from retrieval.encoders.language_model_folder import quiet
+    from retrieval.training.router_losses import RouterLosses
+    from retrieval.training.trainer import EncoderTrainer
+
+    started = time.perf_counter()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # A checkpoint has the weights and AdamW's two moments; one more is there until an old one is removed.
+    require_room(run.checkpoints, parameters * 12 * (recipe.keep + 1))
+    steps_before = run.complete_steps()
+    start = steps_before[-1] if steps_before else None
+    log = StepLog(run.log, run.tensorboard, start)
+    evaluations = Evaluations(run, model, evaluate, recipe.patience)
+    routers = RouterLosses(model, watch_routers) if watch_routers and recipe.routers else None
+    try:
+        with progress("training", recipe.steps - (start or 0), "steps") as advance, quiet():
+            trainer = EncoderTrainer(
+                model, recipe, data, batches, idf, run, log, advance, evaluations.at, routers
+            )
+            if start is not None and (start >= recipe.steps or evaluations.stop):
+                trainer._load_from_checkpoint(str(run.checkpoint(start)))
+            else:
+                trainer.train(resume_from_checkpoint=None if start is None else str(run.checkpoint(start)))
+    finally:
+        log.close()
+    records = read_records(run.log)
+    last = [record for record in records if "loss" in record][-1]
+    evaluations.keep_best()
+    report = TrainingReport(
+        base=str(base),
+        out=str(run.out),
+        recipe=recipe.name,
+        family="inference_free" if recipe.queries == "table" else recipe.family,
+        queries=len(data.queries),
+        passages=len(data.passages),
+        parameters=parameters,
+        steps=last["step"],
+        stopped_early=last["step"] < recipe.steps,
+        chosen_step=last["step"] if evaluations.best_step is None else evaluations.best_step,
+        score=evaluations.best,
+        loss=last["loss"],
+        active_queries=last["active_queries"],
+        active_passages=last["active_passages"],
+        seconds=time.perf_counter() - started,
+    )
+    _draw(run, records, report)
+    write_json(run.report, asdict(report))
+    return report
+
+
+class Evaluations:
+    """Evaluates a model in training, and keeps the best encoder so far.
+
+    Attributes:
+        best, best_step: highest mean, and when; None before the first evaluation.
+        stop: whether there was no better one for as many evaluations as `patience`.
+    """
+
+    def __init__(self, run: RunFolder, model: Any, evaluate: Evaluate | None, patience: int | None) -> None:
+        self._run, self._model, self._evaluate, self._patience = run, model, evaluate, patience
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.stop = False
+        self._without_better = 0
+        for record in read_records(run.log):
+            if SCORE in record:
+                self._count(record["step"], record[SCORE])
+
+    def at(self, step: int) -> tuple[dict[str, float], bool]:
+        """Evaluate the model as it is; its figures, and whether to stop. Nothing, without an evaluation."""
+        if self._evaluate is None:
+            return {}, False
+        candidate = self._run.out / "candidate"
+        shutil.rmtree(candidate, ignore_errors=True)
+        self._save(candidate)
+        device = str(self._model.device)
+        found = dict(self._evaluate(SparseEncoder.load(candidate, device=device, dtype="float32")))
+        mean = sum(found.values()) / len(found)
+        if self._count(step, mean):
+            shutil.rmtree(self._folder(step), ignore_errors=True)
+            candidate.rename(self._folder(step))
+            for old in self._run.out.glob("best-*"):
+                if old != self._folder(step):
+                    shutil.rmtree(old)
+        shutil.rmtree(candidate, ignore_errors=True)
+        return {SCORE: mean, **{f"{SCORE} {name}": value for name, value in found.items()}}, self.stop
+
+    def keep_best(self) -> None:
+        """Put the best encoder, or without an evaluation the last one, in the place of the trained model."""
+        if self._run.model.exists():
+            return
+        if self.best_step is not None:
+            self._folder(self.best_step).rename(self._run.model)
+        else:
+            self._save(self._run.model)
+
+    def _count(self, step: int, score: float) -> bool:
+        """Take a score into account; whether it is the best."""
+        better = self.best is None or score > self.best
+        if better:
+            self.best, self.best_step, self._without_better = score, step, 0
+        else:
+            self._without_better += 1
+        self.stop = self._patience is not None and self._without_better >= self._patience
+        return better
+
+    def _folder(self, step: int) -> Path:
+        return self._run.out / f"best-{step}"
+
+    def _save(self, folder: Path) -> None:
+        from retrieval.training.trainer import writing
+
+        with writing(folder), new_folder(folder) as partial:
+            self._model.save(partial)
+
+
+def _new_model(recipe: Recipe, folder: Path, data: TrainingSet, device: Any) -> tuple[Any, Tensor | None]:
+    """The module to train, and the idf of its terms for penalties, where there is a query table."""
+    import torch
+
+    from retrieval.training.sparse_model import (
+        QueryWeights,
+        SparseModel,
+        TermModel,
+        inverse_document_frequency,
+    )
+
+    batch, idf = recipe.batch, None
+    model: Any
+    if recipe.family in ("unicoil", "deepimpact"):
+        from retrieval.encoders.token_weight_model import TokenWeightModel, TokenWeightSettings
+        from retrieval.training.token_weights import TokenWeights
+
+        settings = TokenWeightSettings(recipe.family, batch.max_passage_length)
+        started = TokenWeightModel.start(folder, settings, data.passages, device=str(device), dtype="float32")
+        model = TokenWeights(started, device)
+    else:
+        passages = TermModel(folder, recipe.activation, device)
+        queries: Any = None
+        if recipe.queries == "own":
+            queries = copy.deepcopy(passages)
+        elif recipe.queries == "table":
+            table = inverse_document_frequency(passages.tokenizer, data.passages, passages.num_terms)
+            learned = recipe.optimiser.table_learning_rate is not None
+            queries = QueryWeights(passages.tokenizer, torch.from_numpy(table).to(device), learned)
+            idf = torch.from_numpy(table).to(device).clamp(min=recipe.idf_floor)
+        model = SparseModel(passages, queries, batch.max_query_length, batch.max_passage_length)
+    if recipe.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = recipe.dropout
+            elif isinstance(getattr(module, "dropout_prob", None), float):
+                module.dropout_prob = recipe.dropout
+    return model, idf
+
+
+def _flat(path: str, value: Any) -> dict[str, Any]:
+    """Settings by their path, so that what differs can be named."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {
+        name: inner for key, part in value.items() for name, inner in _flat(f"{path}.{key}", part).items()
+    }
+
+
+def _draw(run: RunFolder, records: list[dict[str, Any]], report: TrainingReport) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        return  # the log has all of it
+    from retrieval.training.picture import plot_training
+
+    plot_training(records, f"{report.recipe}, from {Path(report.base).name}", run.picture)
+
+
+def _require_packages() -> None:
+    try:
+        import accelerate  # noqa: F401 - the Trainer needs it, and says so in many words
+        import transformers  # noqa: F401
+        import yaml  # noqa: F401
+    except ImportError as error:
+        raise NotFoundError(
+            f"training needs {error.name}, which is not installed; run: pip install 'lexpert[train]'"
+        ) from None
