@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from retrieval.cli.densify import densify, search_densified
 from retrieval.cli.exchange import export, import_
 from retrieval.cli.options import (
     K1,
@@ -36,6 +37,8 @@ TARGETS = (0.9, 0.95, 0.99)
 index_app = typer.Typer(no_args_is_help=True, help="Build, change, inspect and exchange indexes.")
 index_app.command("export")(export)
 index_app.command("import")(import_)
+index_app.command("densify")(densify)
+index_app.command("search-densified")(search_densified)
 
 
 @index_app.command("build")
