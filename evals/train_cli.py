@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 import retrieval.cli
+from evals.encoder_training_cli import encoder_command, head_command, recipes_command, show_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,3 +15,7 @@ app = typer.Typer(
 app.command("mine")(retrieval.cli.mine)
 app.command("teach")(retrieval.cli.teach)
 app.command("csr")(retrieval.cli.csr)
+app.command("encoder")(encoder_command)
+app.command("recipes")(recipes_command)
+app.command("show")(show_command)
+app.command("head")(head_command)
