@@ -185,7 +185,7 @@ def train_autoencoder(
         loss.backward()
         optimizer.step()
         if report is not None and (step == 1 or step % every == 0 or step == settings.steps):
-            restored, wide, auxiliary, contrastive = (float(part) for part in losses)
+            restored, wide, auxiliary, contrastive = (float(part.detach()) for part in losses)
             report(CsrStep(step, restored, wide, auxiliary, contrastive, trained.num_dead))
     return trained.finished(vectors)
 

@@ -88,6 +88,14 @@ def test_a_router_folder_gives_equal_vectors_here_and_ours_there(
     again = SparseEncoder.load(tmp_path / "ours")
     assert again.fingerprint == ours.fingerprint
     assert_equal_vectors(again, Peer(str(tmp_path / "ours"), device="cpu"), texts)
+    # Version 5 knows its own module paths alone, and version 6 reads them as well.
+    (router,) = json.loads((tmp_path / "ours" / "modules.json").read_text())
+    assert router["type"] == "sentence_transformers.models.Router"
+    routed = json.loads((tmp_path / "ours" / "router_config.json").read_text())
+    assert set(routed["types"].values()) == {
+        f"sentence_transformers.sparse_encoder.models.{kind}.{kind}"
+        for kind in ("SparseStaticEmbedding", "MLMTransformer", "SpladePooling")
+    }
     with pytest.raises(UsageError, match="another folder"):
         again.save(tmp_path / "ours")
 
