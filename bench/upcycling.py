@@ -32,8 +32,8 @@ from moe.language_model_folder import LanguageModelFolder
 from moe.token_stream import block_length
 from moe.training import TrainingReport, TrainingSettings, train
 from moe.training.flops import training_flops_per_token
-from moe.training.step_log import read_records
 from moe.upcycle import upcycle
+from runtime.step_log import read_records
 
 EXPERTS, TOP_K = 8, 2
 ROUTES = {

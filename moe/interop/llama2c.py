@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe.upcycle.output_folder import new_folder, require_room
 from moe.upcycle.shard_writer import Output, write_shards
 from runtime.errors import FormatError, NotFoundError
+from runtime.output_folder import new_folder, require_room
 
 HEADER_BYTES = 28
 MAGIC = b"24ka"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moe.training.step_log import Record
 from runtime.errors import NotFoundError
+from runtime.step_log import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ BLUE, ORANGE, GREY, INK = "#2a6f97", "#d1663b", "#9aa3ab", "#22282d"
 
 
 def plot_training(records: Sequence[Record], title: str, path: Path) -> None:
-    """Draw the figures of `moe.training.step_log`.
+    """Draw the figures of `runtime.step_log`.
 
     Raises:
         NotFoundError: matplotlib is not installed.

@@ -17,11 +17,11 @@ from moe.training.blocks import Batch, TokenBlocks, stack
 from moe.training.objective import Loss
 from moe.training.processes import Processes
 from moe.training.router_precision import keep_routers_in_float32
-from moe.training.run_folder import RunFolder
 from moe.training.settings import TrainingSettings
-from moe.training.step_log import Record, StepLog
 from runtime.errors import FormatError, LexpertError, UsageError
 from runtime.progress import Advance
+from runtime.run_folder import RunFolder
+from runtime.step_log import Record, StepLog
 
 ALONE = Processes(1, 0, "cpu")
 Figures = tuple[list[float], int, dict[str, LayerActivity]]

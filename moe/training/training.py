@@ -17,12 +17,12 @@ from moe.training.blocks import TokenBlocks, split_blocks, spread, write_tokens
 from moe.training.flops import training_flops_per_token
 from moe.training.objective import Loss, causal_loss, masked_loss
 from moe.training.processes import Processes, joined_processes
-from moe.training.run_folder import DIGESTS, RunFolder, open_run, read_json, write_json
 from moe.training.settings import TrainingSettings
-from moe.training.step_log import StepLog, read_records
-from moe.upcycle.output_folder import new_folder, require_room
 from runtime.errors import NotFoundError, UsageError
+from runtime.output_folder import new_folder, require_room
 from runtime.progress import Advance, progress
+from runtime.run_folder import DIGESTS, RunFolder, open_run, read_json, write_json
+from runtime.step_log import StepLog, read_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def train(
     Args:
         model: folder of a decoder or, with the objective ``"masked"``, an encoder, with its tokenizer.
         text: UTF-8 files, or such files compressed by gzip; blank lines separate documents.
-        out: folder of the training; see `moe.training.run_folder`.
+        out: folder of the training; see `runtime.run_folder`.
         settings: `TrainingSettings`, with its defaults when None.
         resume: go on in `out`; where there is nothing to go on with, start. A training that is done is reported
             again.

@@ -17,7 +17,6 @@ from moe.upcycle.check import ReferenceOutputs, require_memory
 from moe.upcycle.checkpoint_folder import CheckpointFolder, companion_files
 from moe.upcycle.methods.catalogue import method_of
 from moe.upcycle.model_runs import hidden_states_of, loaded_model, token_ids, tokenizer_of
-from moe.upcycle.output_folder import new_folder, require_new, require_room
 from moe.upcycle.plan import MethodName, RouterName, SplitBy, UpcyclePlan
 from moe.upcycle.router_init.contributions import Activation
 from moe.upcycle.router_init.start import FROM_TEXT, router_start
@@ -27,6 +26,7 @@ from moe.upcycle.shard_writer import SHARD_BYTES, write_shards
 from moe.upcycle.sparse_config import sparse_config
 from moe.upcycle.translation import Translation, choose_target
 from runtime.errors import FormatError, LexpertError, UsageError
+from runtime.output_folder import new_folder, require_new, require_room
 from runtime.progress import progress
 
 PLAN_FILE = "upcycling.json"

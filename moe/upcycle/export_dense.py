@@ -18,13 +18,13 @@ from moe.upcycle.check import ReferenceOutputs, require_memory
 from moe.upcycle.checkpoint_folder import CheckpointFolder, companion_files
 from moe.upcycle.export_encoder import DENSE_TYPES, dense_encoder_config, dense_encoder_outputs
 from moe.upcycle.model_runs import loaded_model
-from moe.upcycle.output_folder import new_folder, require_new, require_room
 from moe.upcycle.rules import Architecture, Target
 from moe.upcycle.sample_text import SAMPLE_TEXTS
 from moe.upcycle.shard_writer import SHARD_BYTES, Output, write_shards
 from moe.upcycle.targets import mixtral, qwen2_moe, qwen3_moe
 from moe.upcycle.targets.decoder import shared_fields
 from runtime.errors import FormatError, LexpertError, UsageError
+from runtime.output_folder import new_folder, require_new, require_room
 from runtime.progress import progress
 
 _TARGETS: dict[str, Target] = {

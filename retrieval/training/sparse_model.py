@@ -240,7 +240,10 @@ def inverse_document_frequency(
     frequency = np.zeros(num_terms, np.int64)
     for start in range(0, len(passages), 1024):
         encoded = tokenizer(
-            list(passages[start : start + 1024]), add_special_tokens=False, return_attention_mask=False
+            list(passages[start : start + 1024]),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,  # of texts longer than the model reads
         )
         for ids in encoded["input_ids"]:
             units = np.unique(np.asarray(ids, np.int64))

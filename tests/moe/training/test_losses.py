@@ -21,10 +21,10 @@ from moe.training.balance_schedule import LinearSchedule
 from moe.training.blocks import TokenBlocks
 from moe.training.flops import forward_flops_per_token
 from moe.training.objective import causal_loss, mask
-from moe.training.run_folder import RunFolder
 from moe.training.settings import TrainingSettings
-from moe.training.step_log import StepLog
 from moe.training.trainer import ExpertTrainer
+from runtime.run_folder import RunFolder
+from runtime.step_log import StepLog
 from tests.moe.training.conftest import VOCABULARY, tiny_decoder, tiny_encoder
 
 DECODERS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]

@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from moe.stats.recorder import RoutingRecorder
 from moe.training import TrainingReport, TrainingSettings, train
 from moe.training.router_precision import keep_routers_in_float32
-from moe.training.run_folder import RunFolder
-from moe.training.step_log import read_records
 from runtime.errors import UsageError
+from runtime.run_folder import RunFolder
+from runtime.step_log import read_records
 from tests.moe.training.conftest import MakeFolder, tiny_decoder
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -28,8 +28,6 @@ from typer.testing import CliRunner
 
 from moe.training import TrainingReport, TrainingSettings, train
 from moe.training.objective import causal_loss
-from moe.training.run_folder import RunFolder, open_run
-from moe.training.step_log import read_records
 from moe.training.trainer import ExpertTrainer
 from runtime.errors import (
     ConflictError,
@@ -39,6 +37,8 @@ from runtime.errors import (
     NotFoundError,
     UsageError,
 )
+from runtime.run_folder import RunFolder, open_run
+from runtime.step_log import read_records
 from tests.moe.training.conftest import MakeFolder, tiny_decoder, word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -15,8 +15,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from moe.upcycle.convert import upcycle
-from moe.upcycle.output_folder import new_folder
 from runtime.errors import ConflictError
+from runtime.output_folder import new_folder
 from tests.moe.upcycle.conftest import Dense
 
 ROOT = Path(__file__).resolve().parents[3]
