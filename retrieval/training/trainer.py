@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -32,8 +33,6 @@ from runtime.step_log import Record, StepLog
 from runtime.write_errors import naming_what_cannot_be_written
 
 WEIGHTS = "weights.safetensors"
-FULL_DISK = ("No space left", "os error 28", "PytorchStreamWriter failed", "unexpected pos")
-"""What safetensors and torch say of it."""
 SIDES = ("queries", "passages")
 
 
@@ -347,9 +346,12 @@ def writing(path: Path) -> Iterator[None]:
         except (OSError, LexpertError):
             raise
         except Exception as error:
-            if not any(sign in str(error) for sign in FULL_DISK):
+            # safetensors says the system's number in words, torch says no number
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None and "PytorchStreamWriter failed" not in str(error):
                 raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            code = int(number[1]) if number else errno.ENOSPC
+            raise OSError(code, os.strerror(code)) from error
 
 
 class _EachStep(transformers.TrainerCallback):

@@ -129,7 +129,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
     found = []
     for number, seed in enumerate((1, 1, 2)):
         out = tmp_path / str(number)
-        train(make_recipe(seed=seed), make_language_model(), training_set, out, device="cpu")
+        train(make_recipe(seed=seed, steps=2), make_language_model(), training_set, out, device="cpu")
         found.append(weights_of(out / "model"))
     assert found[0] == found[1]
     assert found[0] != found[2]
@@ -179,7 +179,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 ) -> None:
     recipe = make_recipe(
         **TABLE,
-        steps=40,
+        steps=16,
         evaluate_every=4,
         optimiser={"table_learning_rate": 1e-3, "warmup": 3, "accumulate": 2},
     )
@@ -195,7 +195,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     log = tmp_path / "killed" / "steps.jsonl"
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and log.read_text().count('"loss"') >= 10:
+        if log.exists() and log.read_text().count('"loss"') >= 6:
             break
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -210,6 +210,25 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         for record in read_records(log)
     ]
     assert steps == read_records(tmp_path / "whole" / "steps.jsonl")
+
+
+LIMITED = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+LIMITED += "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
+
+
+def test_what_cannot_be_written_is_said_in_one_sentence(
+    make_recipe: MakeRecipe, make_language_model: MakeModel, training_set: TrainingSet, tmp_path: Path
+) -> None:
+    training_set.save(tmp_path / "set")
+    script = KILLED.format(
+        root=str(Path(__file__).resolve().parents[3]), recipe=make_recipe().model_dump_json(),
+        model=str(make_language_model()), data=str(tmp_path / "set"), out=str(tmp_path / "run"), evaluate=None,
+    )  # fmt: skip
+    process = subprocess.run([sys.executable, "-c", f"{LIMITED}\n{script}"], capture_output=True, text=True)
+    last = process.stderr.strip().splitlines()[-1]
+    assert "LexpertError" in last
+    assert "checkpoints could not be written: File too large; allow larger files" in last
+    assert not list((tmp_path / "run").glob("checkpoints/*/complete"))
 
 
 def test_terms_that_all_vanish_stop_the_training_and_name_lambda(
