@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from retrieval.index.window_postings import WindowPostings
 from retrieval.search import top_k
-from retrieval.search.kernel_sources import digest_of_sources
 from retrieval.search.top_k import needed_score, offer
+from runtime.kernels.kernel_sources import digest_of_sources
 
 
 def search_windows(
@@ -77,7 +77,7 @@ def _search_windows(
     top_keys: NDArray[np.uint64],
     sizes: NDArray[np.int64],
     k: int,
-    sources: int = digest_of_sources(top_k),  # noqa: ARG001 (see `kernel_sources`)
+    sources: int = digest_of_sources(top_k),  # noqa: ARG001 (see `runtime.kernels.kernel_sources`)
 ) -> None:
     for query in range(first_query, len(indptr) - 1, query_step):
         keys, size = top_keys[query], sizes[query]

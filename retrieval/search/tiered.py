@@ -40,7 +40,6 @@ from retrieval.search import (
     top_k,
 )
 from retrieval.search.counters import BYTES, NUM_COUNTERS, POSTINGS, QUERIES, ROW_ENTRIES, SearchCounters
-from retrieval.search.kernel_sources import digest_of_sources
 from retrieval.search.tiered_approximate import search_approximately
 from retrieval.search.tiered_exhaustive import add_up_all, lower_bound
 from retrieval.search.tiered_proof import prove
@@ -49,6 +48,7 @@ from retrieval.search.tiered_scatter import FRACTION_BITS, FULL
 from retrieval.search.tiered_scratch import MOST_TERMS, TieredScratch
 from retrieval.search.top_k import keep_best
 from runtime.kernels import prefetch as prefetch_module
+from runtime.kernels.kernel_sources import digest_of_sources
 from runtime.kernels.prefetch import prefetch
 
 EXHAUSTIVE_MODE, EXACT_MODE, APPROXIMATE_MODE = 0, 1, 2
@@ -205,7 +205,7 @@ def _search_queries(
     buffer_sums: NDArray[np.uint16],
     other_keys: NDArray[np.uint64],
     counts: NDArray[np.int64],
-    sources: int = SOURCES,  # noqa: ARG001 (see `kernel_sources`)
+    sources: int = SOURCES,  # noqa: ARG001 (see `runtime.kernels.kernel_sources`)
 ) -> None:
     step, residual_step = steps[0], steps[1]
     documents = window_documents[len(window_documents) - 1]
