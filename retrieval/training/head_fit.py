@@ -110,7 +110,9 @@ def fit_head(
         return _measure(layer, norm, decoder, states[:4096].float(), own[:4096])
 
 
-def _measure(layer: nn.Linear, norm: nn.Module, decoder: nn.Linear, states: Tensor, own: Tensor) -> HeadFit:
+def _measure(
+    layer: nn.Linear, norm: nn.LayerNorm, decoder: nn.Linear, states: Tensor, own: Tensor
+) -> HeadFit:
     device = decoder.weight.device
     logits = decoder(norm(nn.functional.gelu(layer(states.to(device))))).cpu()
     logit = logits[torch.arange(len(own)), own]
@@ -148,7 +150,7 @@ def _states(
     return torch.cat([states for states, _ in found]), torch.cat([ids for _, ids in found])
 
 
-def _parts(model: Any) -> tuple[nn.Linear, nn.Module, nn.Linear]:
+def _parts(model: Any) -> tuple[nn.Linear, nn.LayerNorm, nn.Linear]:
     """The hidden layer, layer norm and decoder of a head."""
     decoder = model.get_output_embeddings()
     body = f"{model.base_model_prefix}."

@@ -10,8 +10,7 @@ the number of processes. The sum over processes that the mean is made of does so
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,8 +19,19 @@ from runtime.errors import UsageError
 
 PenaltyKind = Literal["flops", "l1", "idf_flops"]
 
-Penalty = Callable[[Tensor], Tensor]
-"""Of float32 term weights ``[rows, terms]`` on this process: a scalar, the same on each."""
+
+class Penalty(Protocol):
+    """A penalty of term weights."""
+
+    def __call__(self, weights: Tensor, counts: Tensor | None = None) -> Tensor:
+        """A scalar, the same on each process.
+
+        Args:
+            weights: float32 ``[rows, terms]``, of the rows on this process.
+            counts: float32 ``[terms]``, how many terms each stands for, see `retrieval.training.term_sample`; None
+                for 1.
+        """
+        ...
 
 
 def make_penalty(kind: PenaltyKind, idf: Tensor | None = None, free_terms: int = 0) -> Penalty:
@@ -47,15 +57,21 @@ def make_penalty(kind: PenaltyKind, idf: Tensor | None = None, free_terms: int =
                 "idf must be positive for every term; add a floor for terms that all passages have"
             )
 
-    def penalty(weights: Tensor) -> Tensor:
+    def penalty(weights: Tensor, counts: Tensor | None = None) -> Tensor:
         if free_terms:
-            weights = weights * (weights.count_nonzero(dim=1) > free_terms).unsqueeze(1)
+            weights = weights * (active_terms(weights, counts) > free_terms).unsqueeze(1)
         activity = mean_activity(weights)
-        if kind == "l1":
-            return activity.sum()
-        return (activity if idf is None else activity / idf.to(activity.device)).square().sum()
+        if kind != "l1":
+            activity = (activity if idf is None else activity / idf.to(activity.device)).square()
+        return (activity if counts is None else activity * counts).sum()
 
     return penalty
+
+
+def active_terms(weights: Tensor, counts: Tensor | None) -> Tensor:
+    """Number of terms above 0 in each row, float32 ``[rows]``, of which each stands for so many."""
+    lit = (weights > 0).float()
+    return lit.sum(1) if counts is None else lit @ counts
 
 
 def mean_activity(weights: Tensor) -> Tensor:

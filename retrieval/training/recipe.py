@@ -36,6 +36,9 @@ class Batch(_Part):
         topics: whether the queries of a batch are of one group of the training set (Hofstätter et al. 2021, TAS).
         part: passages, or queries, that go through the model at once with their gradients kept: the rest of a larger
             batch is cached (Gao et al. 2021, GradCache), at the price of a second pass. None keeps all at once.
+        sampled_terms: terms whose weights are computed in a step beside those that its texts are made of, drawn anew
+            for each; penalties count each for as many as were left out. All others rest. None computes all, which
+            takes a third of the step in small models, or more.
         max_query_length, max_passage_length: tokens, special ones included.
     """
 
@@ -44,6 +47,7 @@ class Batch(_Part):
     negatives_from: Positive | None = None
     topics: bool = False
     part: Positive | None = None
+    sampled_terms: Positive | None = None
     max_query_length: Positive = 64
     max_passage_length: Positive = 256
 
@@ -124,6 +128,8 @@ class Recipe(_Part):
         queries: ``shared``: queries go through the passages' model; ``own``: through a copy that is trained apart;
             ``table``: each token has a weight, and there is no model (inference-free). Of SPLADE alone.
         activation: of logits; see `retrieval.encoders.vocabulary_head`.
+        frozen_layers: of the transformer, the first ones, that stay as they are, and the embeddings with them (the
+            decoder, where it is tied to them); no gradient goes through them. None trains everything.
         idf_floor: lowest IDF, for the penalty of the most frequent terms.
         routers: for models with experts.
         steps: of the optimiser.
@@ -140,6 +146,7 @@ class Recipe(_Part):
     family: Literal["splade", "unicoil", "deepimpact"] = "splade"
     queries: Literal["shared", "own", "table"] = "shared"
     activation: Literal["relu", "log1p_relu"] = "relu"
+    frozen_layers: Whole | None = None
     idf_floor: Scale = 0.1
     batch: Batch = Batch()
     losses: Annotated[list[Loss], Field(min_length=1)]
@@ -166,6 +173,12 @@ class Recipe(_Part):
                 raise ValueError("the penalty idf_flops needs the idf of a query table; say queries: table")
         if self.family != "splade" and (self.queries, self.activation) != ("shared", "relu"):
             raise ValueError(f"queries and activation are choices of the family splade, not of {self.family}")
+        if self.batch.sampled_terms and (self.family != "splade" or self.batch.part):
+            raise ValueError(
+                "batch.sampled_terms is of the family splade, and of batches that are not in parts"
+            )
+        if self.frozen_layers is not None and self.family != "splade":
+            raise ValueError(f"frozen_layers is of the family splade, not of {self.family}")
         if self.optimiser.warmup >= self.steps:
             raise ValueError(f"warmup takes {self.optimiser.warmup} steps, but there are {self.steps}")
         for loss in self.losses:

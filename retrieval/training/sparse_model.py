@@ -93,11 +93,30 @@ class TermModel(nn.Module):
         found: Any = self.language_model.get_submodule(self._decoder_name)
         return found
 
+    def freeze(self, layers: int) -> None:
+        """Leave the embeddings and the first `layers` layers as they are.
+
+        Raises:
+            UsageError: the transformer has fewer.
+        """
+        body = self.language_model.base_model
+        stacks = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
+        stack = max(stacks, key=len, default=nn.ModuleList())
+        if len(stack) < layers:
+            raise UsageError(f"frozen_layers is {layers}, but the transformer has {len(stack)} layers")
+        trained = {id(parameter) for layer in stack[layers:] for parameter in layer.parameters()}
+        for parameter in body.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+
     def tokens_of(self, texts: Sequence[str], max_length: int) -> Tokens:
         return tokenize(self.tokenizer, texts, min(max_length, self.positions))
 
-    def forward(self, tokens: Tokens) -> Tensor:
-        """float32 ``[rows, terms]``."""
+    def forward(self, tokens: Tokens, terms: Tensor | None = None) -> Tensor:
+        """float32 ``[rows, terms]``.
+
+        Args:
+            terms: int64, ascending; only their weights are computed, and all others are 0.
+        """
         lengths = [len(ids) for ids in tokens["input_ids"]]
         budget = CPU_TOKENS if self.device.type == "cpu" else DEVICE_TOKENS
         hidden, order = [], []
@@ -105,11 +124,17 @@ class TermModel(nn.Module):
             inputs = padded(chosen(tokens, rows.tolist()), self.tokenizer.pad_token_id or 0, self.device)
             hidden.append(self.language_model(**inputs).logits[inputs["attention_mask"].bool()])
             order += rows.tolist()
-        decoder = self.decoder
-        terms = max_pooled_terms(
-            torch.cat(hidden), [lengths[row] for row in order], decoder.weight, decoder.bias, self.activation
+        weight: Tensor = self.decoder.weight
+        bias: Tensor | None = self.decoder.bias
+        if terms is not None:
+            weight, bias = weight[terms], None if bias is None else bias[terms]
+        found = max_pooled_terms(
+            torch.cat(hidden), [lengths[row] for row in order], weight, bias, self.activation
         )
-        return terms[torch.from_numpy(np.argsort(order)).to(self.device)]
+        found = found[torch.from_numpy(np.argsort(order)).to(self.device)]
+        if terms is None:
+            return found
+        return found.new_zeros(len(found), self.num_terms).index_copy(1, terms, found)
 
     def save(self, transformer: Path, pooling: Path, max_length: int) -> None:
         """Write the model's files and settings, the decoder back in its place."""
@@ -197,13 +222,16 @@ class SparseModel(nn.Module):
     def tokenize_passages(self, texts: Sequence[str]) -> Tokens:
         return self.passages.tokens_of(texts, self.max_passage_length)
 
-    def encode_queries(self, tokens: Tokens) -> Tensor:
-        terms: Tensor = (self.queries or self.passages)(tokens)
-        return terms
+    def encode_queries(self, tokens: Tokens, terms: Tensor | None = None) -> Tensor:
+        """float32 ``[rows, terms]``; of `terms` alone, where they are given and computing the others costs."""
+        model = self.queries or self.passages
+        found: Tensor = model(tokens) if isinstance(model, QueryWeights) else model(tokens, terms)
+        return found
 
-    def encode_passages(self, tokens: Tokens) -> Tensor:
-        terms: Tensor = self.passages(tokens)
-        return terms
+    def encode_passages(self, tokens: Tokens, terms: Tensor | None = None) -> Tensor:
+        """As `encode_queries`."""
+        found: Tensor = self.passages(tokens, terms)
+        return found
 
     def save(self, folder: Path) -> None:
         """Write a sentence-transformers folder (version 5 module paths, which version 6 reads too)."""

@@ -21,9 +21,10 @@ from retrieval.encoders.token_inputs import Tokens, chosen
 from retrieval.training.batches import TrainingBatch, TrainingBatches
 from retrieval.training.gradient_cache import Encode, backward_in_parts
 from retrieval.training.losses import contrastive_loss, distillation_loss, listed_scores, margin_mse_loss
-from retrieval.training.penalties import Penalty, make_penalty
+from retrieval.training.penalties import Penalty, active_terms, make_penalty
 from retrieval.training.recipe import PenaltySettings, Recipe
 from retrieval.training.router_losses import RouterLosses
+from retrieval.training.term_sample import TermSample, sample_terms
 from retrieval.training.training_set import TrainingSet
 from runtime.errors import FormatError, LexpertError
 from runtime.progress import Advance
@@ -139,12 +140,14 @@ class EncoderTrainer(transformers.Trainer):
         passages = model.tokenize_passages([self._data.passages[i] for i in batch.passages])
         share = 1 / self._recipe.optimiser.accumulate
         part = self._recipe.batch.part
-        loss_of = partial(self._loss, batch)
+        sample = self._sample(int(inputs["number"]), queries, passages)
+        loss_of = partial(self._loss, batch, None if sample is None else sample.counts)
         if part is None:
+            only = {} if sample is None else {"terms": sample.terms}
             vectors, routers = self._watched(
                 lambda: [
-                    self._encode(model.encode_queries, queries),
-                    self._encode(model.encode_passages, passages),
+                    self._encode(partial(model.encode_queries, **only), queries),
+                    self._encode(partial(model.encode_passages, **only), passages),
                 ]
             )
             loss = loss_of(vectors)
@@ -224,6 +227,14 @@ class EncoderTrainer(transformers.Trainer):
     def _set_strengths(self, step: int) -> None:
         self.strengths = {side: schedule(step) for side, schedule in self._schedules.items()}
 
+    def _sample(self, number: int, *texts: Tokens) -> TermSample | None:
+        """The terms of a step, where the recipe has no step compute all."""
+        drawn = self._recipe.batch.sampled_terms
+        if drawn is None:
+            return None
+        seed = [self._recipe.seed, 2, number]
+        return sample_terms(texts, self._model.passages.num_terms, drawn, seed, self._model.device)
+
     def _encode(self, encode: Callable[[Tokens], Tensor], tokens: Tokens) -> Tensor:
         with self._autocast():
             return encode(tokens).float()
@@ -257,19 +268,22 @@ class EncoderTrainer(transformers.Trainer):
             return nullcontext()
         return torch.autocast(self._model.device.type, torch.bfloat16)
 
-    def _loss(self, batch: TrainingBatch, vectors: list[Tensor]) -> Tensor:
-        """The recipe's loss of one batch, from vectors of its queries and of its passages."""
+    def _loss(self, batch: TrainingBatch, counts: Tensor | None, vectors: list[Tensor]) -> Tensor:
+        """The recipe's loss of one batch, from vectors of its queries and of its passages.
+
+        `counts`: how many terms each stands for, float32 ``[terms]``; None for 1.
+        """
         queries, passages = vectors
         scores = queries @ passages.t()
         total, figures = self._losses(batch, scores)
         for side, weights in zip(SIDES, vectors, strict=True):
             with torch.no_grad():
-                active = (weights > 0).sum(1)
-                figures[f"active_{side}"] = active.float().mean().item()
+                active = active_terms(weights, counts)
+                figures[f"active_{side}"] = active.mean().item()
             if not math.isnan(total.item()) and not active.any():
                 raise LexpertError(self._all_zero(side))
             if side in self._penalties:
-                penalty = self._penalties[side](weights)
+                penalty = self._penalties[side](weights, counts)
                 figures[f"penalty_{side}"] = penalty.item()
                 total = total + self.strengths[side] * penalty
         with torch.no_grad():  # expected products of a query with a passage (Paria et al. 2020, eq. 3)

@@ -275,6 +275,8 @@ def _new_model(recipe: Recipe, folder: Path, data: TrainingSet, device: Any) -> 
         model = TokenWeights(started, device)
     else:
         passages = TermModel(folder, recipe.activation, device)
+        if recipe.frozen_layers is not None:
+            passages.freeze(recipe.frozen_layers)
         queries: Any = None
         if recipe.queries == "own":
             queries = copy.deepcopy(passages)
