@@ -144,7 +144,9 @@ def head_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in OUT from its last checkpoint, with the same options.")
     ] = False,
-    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 1000,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Steps of masked-language-model training; 0 fits the head alone.")
+    ] = 1000,
     batch_size: Annotated[int, typer.Option(help="Blocks of a step.")] = 32,
     block: Annotated[int, typer.Option(help="Tokens of a block.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW, at its highest.")] = 5e-4,
@@ -154,7 +156,12 @@ def head_command(
 ) -> None:
     """Give a transformer a masked-language-model head, tied to its embeddings, and warm it up on text.
 
+    The head starts as a fit in closed form, by which a token's state lights up the token itself and its inflections:
+    a lexical encoder, for training to go on from. Masked-language-model training of the whole model may follow.
+
     Examples:
+
+        lexpert train head minilm minilm-mlm --text wikipedia.txt.gz --steps 0
 
         lexpert train head minilm minilm-mlm --text wikipedia.txt.gz --steps 2000
     """
@@ -168,8 +175,20 @@ def head_command(
     start = out / "start"
     if not resume and out.exists():
         raise ConflictError(f"{out} exists already; go on with --resume, or give the name of a new folder")
-    if not start.exists():
-        add_head(base, start)
+    fit = None if start.exists() else add_head(base, start, first_documents(text), device=device or "cpu")
+    if fit is not None and not as_json:
+        typer.echo(
+            f"fitted the head on {fit.tokens:,} tokens: {fit.first:.0%} of them light up themselves most of all, and "
+            f"{fit.lit:,.1f} terms are lit on average"
+        )
+    if not steps:
+        if as_json:
+            typer.echo(
+                json.dumps({"fit": None if fit is None else asdict(fit), "encoder": str(start)}, indent=2)
+            )
+        else:
+            typer.echo(f"model: {start}")
+        return
     settings = TrainingSettings(
         objective="masked",
         steps=steps,
@@ -189,6 +208,16 @@ def head_command(
         f"{report.last_perplexity:,.1f} after"
     )
     typer.echo(f"model: {model}")
+
+
+def first_documents(paths: Sequence[Path], count: int = 4000) -> list[str]:
+    """The first documents of text files, as many of each: what a head is fitted on."""
+    from itertools import islice
+
+    from moe.token_stream import stream_documents
+
+    share = -(-count // len(paths))
+    return [text for path in paths for text in islice(stream_documents([path]), share)]
 
 
 def ndcg_on(folders: Sequence[str], split: str | None) -> Evaluate:

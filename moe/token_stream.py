@@ -55,6 +55,13 @@ def stream_tokens(paths: Iterable[str | Path], tokenizer: Any) -> Iterator[Token
             yield TokenPiece(framed, len(text.encode()))
 
 
+def stream_documents(paths: Iterable[str | Path]) -> Iterator[str]:
+    """Documents of text files, which end at blank lines; very long ones in parts. Raises what `stream_tokens` does."""
+    for path in paths:
+        for text, _, _ in _pieces(Path(path)):
+            yield text
+
+
 def frame_of(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Ids that go before and behind each document."""
     plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])

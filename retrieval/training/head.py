@@ -1,11 +1,12 @@
 """A masked-language-model head for transformers that were saved without one, as most dense encoders are.
 
-Its decoder is the input embeddings, and its hidden layer starts as the identity, so that logits are hidden states
-times embeddings at first; a warm-up by masked-language-model training makes them useful.
+Its decoder is the input embeddings. Its hidden layer is fitted in closed form (`head_fit`), or starts as the identity
+where that is not known for the architecture; masked-language-model training may follow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,30 @@ from transformers import AutoModelForMaskedLM
 
 from retrieval.encoders.backbones import register_backbone
 from retrieval.encoders.language_model_folder import load_tokenizer, quiet
+from retrieval.training.head_fit import HeadFit, can_fit, fit_head
 from runtime.errors import FormatError, UsageError
 from runtime.output_folder import new_folder
 
 
-def add_head(base: Path, out: Path) -> int:
+def add_head(
+    base: Path, out: Path, texts: Sequence[str], *, threshold: float = 6.0, device: str = "cpu"
+) -> HeadFit | None:
     """Write a ``*ForMaskedLM`` folder with a new head over the weights in `base`.
 
     Args:
         base: a transformer with model.safetensors and its tokenizer.
         out: a new folder.
+        texts: that the head is fitted on.
+        threshold: see `fit_head`.
+        device: of torch, for the fit.
 
     Returns:
-        The number of parameters in the new head, without those it shares with the embeddings.
+        What the fit found; None for an architecture whose head cannot be fitted, and starts as the identity.
 
     Raises:
         FormatError: `base` cannot be loaded, or lacks other weights than those of a head.
-        UsageError: it has a head already, or its architecture has no head whose decoder is the embeddings.
+        UsageError: it has a head already, or its architecture has no head whose decoder is the embeddings, or the
+            texts are too short.
         ConflictError: `out` is there.
     """
     if not list(base.glob("model*.safetensors")):
@@ -68,16 +76,13 @@ def add_head(base: Path, out: Path) -> int:
     with torch.no_grad():
         for module in head:
             _start(module, decoder)
+    fit = None
+    if can_fit(model):
+        fit = fit_head(model.to(device).eval(), tokenizer, texts, threshold=threshold)
     with new_folder(out) as partial, quiet():
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-    shared = id(decoder.weight)
-    new = {
-        id(p): p.numel()
-        for name, p in model.named_parameters()
-        if not name.startswith(body) and id(p) != shared
-    }
-    return sum(new.values())
+    return fit
 
 
 def _start(module: Any, decoder: Any) -> None:

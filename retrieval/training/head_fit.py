@@ -34,6 +34,10 @@ WHITENING = 0.5
 """Power of the embeddings' covariance that is divided by: 0 points at embeddings as they are, 1 takes away all that
 they have in common."""
 
+OWN_LOGIT = 12.0
+"""Mean logit of a token for its own state before the decoder's bias: what the layer norm's weight is set for. BERT's
+embeddings give nearly that by themselves."""
+
 TOKENS_PER_BATCH = 2048
 
 
@@ -68,8 +72,8 @@ def fit_head(
     Args:
         model: its head has one square linear layer, a layer norm with a weight, and a linear decoder with a bias.
         texts: plain text, read from the first on.
-        threshold: negated bias of the decoder: what a logit must be above to light up a term. Own tokens have some 12
-            in BERT's vocabulary, their inflections 6 to 9.
+        threshold: negated bias of the decoder: what a logit must be above to light up a term. Own tokens have
+            `OWN_LOGIT` on average; in BERT's vocabulary, their inflections 6 to 9.
         max_tokens: that are used.
         max_length: of a text, in tokens.
 
@@ -106,8 +110,12 @@ def fit_head(
         norm.weight.fill_(1.0)
         if norm.bias is not None:
             norm.bias.zero_()
+        decoder.bias.zero_()
+        some, theirs = states[:4096].float(), own[:4096]
+        measured = _measure(layer, norm, decoder, some, theirs).own_logit
+        norm.weight.fill_(OWN_LOGIT / measured if measured > 0 else 1.0)
         decoder.bias.fill_(-threshold)
-        return _measure(layer, norm, decoder, states[:4096].float(), own[:4096])
+        return _measure(layer, norm, decoder, some, theirs)
 
 
 def _measure(
@@ -150,23 +158,29 @@ def _states(
     return torch.cat([states for states, _ in found]), torch.cat([ids for _, ids in found])
 
 
+def can_fit(model: Any) -> bool:
+    """Whether the head of a ``*ForMaskedLM`` model has the parts that `fit_head` fits."""
+    layers, norms, decoder = _head_of(model)
+    plain = isinstance(decoder, nn.Linear) and decoder.bias is not None
+    return plain and len(layers) == len(norms) == 1 and layers[0].bias is not None
+
+
 def _parts(model: Any) -> tuple[nn.Linear, nn.LayerNorm, nn.Linear]:
     """The hidden layer, layer norm and decoder of a head."""
-    decoder = model.get_output_embeddings()
-    body = f"{model.base_model_prefix}."
-    head = [module for name, module in model.named_modules() if name and not f"{name}.".startswith(body)]
-    layers = [
-        module
-        for module in head
-        if isinstance(module, nn.Linear)
-        and module is not decoder
-        and module.in_features == module.out_features
-    ]
-    norms = [module for module in head if isinstance(module, nn.LayerNorm)]
-    plain = isinstance(decoder, nn.Linear) and decoder.bias is not None
-    if not plain or len(layers) != 1 or len(norms) != 1 or layers[0].bias is None:
+    if not can_fit(model):
         raise UsageError(
             f"the head of a {model.config.model_type} model is not linear layer, layer norm and decoder, each with "
             "its bias, which fitting needs; train it instead"
         )
+    layers, norms, decoder = _head_of(model)
     return layers[0], norms[0], decoder
+
+
+def _head_of(model: Any) -> tuple[list[nn.Linear], list[nn.LayerNorm], Any]:
+    """Square linear layers and layer norms of a head, and its decoder."""
+    decoder = model.get_output_embeddings()
+    body = f"{model.base_model_prefix}."
+    head = [module for name, module in model.named_modules() if name and not f"{name}.".startswith(body)]
+    linear = [module for module in head if isinstance(module, nn.Linear) and module is not decoder]
+    square = [layer for layer in linear if layer.in_features == layer.out_features]
+    return square, [module for module in head if isinstance(module, nn.LayerNorm)], decoder
