@@ -43,10 +43,10 @@ TOKENS_PER_BATCH = 2048
 
 @dataclass(frozen=True, slots=True)
 class HeadFit:
-    """What a fit found, on the tokens that it used.
+    """What a fit found.
 
     Attributes:
-        tokens: how many.
+        tokens: that it used; the rest is measured on the first 4,096 of them.
         own_logit: mean logit of a token for its own state, the decoder's bias included.
         first: share of the tokens whose own logit is the highest of all.
         lit: mean number of terms above 0 of a token.
@@ -112,24 +112,21 @@ def fit_head(
             norm.bias.zero_()
         decoder.bias.zero_()
         some, theirs = states[:4096].float(), own[:4096]
-        measured = _measure(layer, norm, decoder, some, theirs).own_logit
+        measured, _, _ = _measure(layer, norm, decoder, some, theirs)
         norm.weight.fill_(OWN_LOGIT / measured if measured > 0 else 1.0)
         decoder.bias.fill_(-threshold)
-        return _measure(layer, norm, decoder, some, theirs)
+        return HeadFit(len(own), *_measure(layer, norm, decoder, some, theirs))
 
 
 def _measure(
     layer: nn.Linear, norm: nn.LayerNorm, decoder: nn.Linear, states: Tensor, own: Tensor
-) -> HeadFit:
+) -> tuple[float, float, float]:
+    """Mean logit of a state's own token, how often it is the highest, and how many terms a state lights up."""
     device = decoder.weight.device
     logits = decoder(norm(nn.functional.gelu(layer(states.to(device))))).cpu()
     logit = logits[torch.arange(len(own)), own]
-    return HeadFit(
-        tokens=len(own),
-        own_logit=float(logit.mean()),
-        first=float((logits.amax(1) <= logit).float().mean()),
-        lit=float((logits > 0).sum(1).float().mean()),
-    )
+    first = (logits.amax(1) <= logit).float().mean()
+    return float(logit.mean()), float(first), float((logits > 0).sum(1).float().mean())
 
 
 def _states(
