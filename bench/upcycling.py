@@ -1,13 +1,19 @@
 """Is it better to go on training a dense model, or to upcycle it and train that, for the same compute?
 
-    python bench/upcycling.py MODEL TEXT [--steps 500] [--out docs/upcycling-continued.png] [--work FOLDER]
+    python bench/upcycling.py MODEL TEXT... [--steps 500] [--out docs/upcycling-continued.png] [--work FOLDER]
+    python bench/upcycling.py MODEL TEXT... --new 2000 --batch-size 64 --precision bfloat16 --work FOLDER
 
 The comparison of Komatsuzaki et al. (2022) and Doubov et al. (2024), small: a dense decoder and what is made of it
 (copied experts; experts half drawn anew, "drop") are trained on the same text with the same optimiser, learning rate
 and blocks, and each is given the same floating-point operations, forward and backward. A token of a sparse model costs
 more, so that it sees fewer. Perplexity is that of the held-out end of the text, the same blocks for all.
 
-Serving costs more too: the time of a forward pass is measured beside, of all models in turns.
+With ``--new STEPS`` the dense model is made first: a decoder drawn at random in the folder MODEL, if that is not there,
+with a vocabulary of its own, is trained for so many steps on the same text, without the end that is held out. It has
+20 to 60 million parameters, which needs a GPU, unless its sizes are given smaller.
+
+Several texts are dealt into one, so that some of each is held out. Serving costs more too: the time of a forward pass
+is measured beside, of all models in turns.
 
 A training that is there (FOLDER) is not done again. MODEL can be made of a llama2.c checkpoint by
 ``lexpert moe import-llama2c``.
@@ -21,6 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +35,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.mixed_text import mix_texts
+from bench.new_decoder import DecoderShape, draw_decoder
 from moe.language_model_folder import LanguageModelFolder
 from moe.token_stream import block_length
 from moe.training import TrainingReport, TrainingSettings, train
 from moe.training.flops import training_flops_per_token
+from moe.training.settings import PRECISIONS
 from moe.upcycle import upcycle
 from runtime.step_log import read_records
 
@@ -46,30 +56,64 @@ COLOURS = {
 }  # fmt: skip
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--steps", type=int, default=500, help="of the dense model")
+    parser.add_argument("text", type=Path, nargs="+")
+    parser.add_argument("--steps", type=int, default=500, help="of the dense model that is gone on with")
+    parser.add_argument(
+        "--new", type=int, metavar="STEPS", help="train MODEL first, drawn if it is not there"
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--block", type=int, default=None)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--max-tokens", type=int, default=None)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--seed", type=int, default=0)
+    sizes = parser.add_argument_group("sizes of a model that is drawn")
+    for field in fields(DecoderShape):
+        sizes.add_argument(f"--{field.name}", type=int, default=field.default)
     parser.add_argument("--out", type=Path, default=Path("upcycling-continued.png"))
     parser.add_argument("--work", type=Path, help="keeps the trainings")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)
-        models = {name: make(arguments.model, work, name) for name in ROUTES}
+        work.mkdir(parents=True, exist_ok=True)
+        text = one_text(arguments.text, work)
+        dense = arguments.model if arguments.new is None else new_model(text, work, arguments)
+        models = {name: make(dense, work, name) for name in ROUTES}
         costs = {name: cost(model, arguments.block) for name, model in models.items()}
-        reports = {name: continued(model, name, work, costs, arguments) for name, model in models.items()}
+        reports = {
+            name: continued(model, name, text, work, costs, arguments) for name, model in models.items()
+        }
         times = serving(models, arguments.block)
         draw(reports, work, arguments)
     for line in table(reports, times):
         print(line)
+
+
+def one_text(texts: list[Path], work: Path) -> Path:
+    if len(texts) == 1:
+        return texts[0]
+    out = work / "text.txt"
+    if not out.exists():
+        mix_texts(texts, out)
+    return out
+
+
+def new_model(text: Path, work: Path, arguments: argparse.Namespace) -> Path:
+    """Draw a dense model, and train it as the comparison will; the folder of what that gives."""
+    if not arguments.model.exists():
+        sizes = {field.name: getattr(arguments, field.name) for field in fields(DecoderShape)}
+        draw_decoder(arguments.model, text, DecoderShape(**sizes), arguments.seed)
+    report = train(arguments.model, [text], work / "new", settings_of(arguments, arguments.new), resume=True)
+    print(
+        f"{report.parameters:,} parameters after {report.tokens:,} tokens: "
+        f"perplexity {report.first_perplexity:.1f} → {report.last_perplexity:.3f}"
+    )
+    return Path(report.out) / "model"
 
 
 def make(dense: Path, work: Path, name: str) -> Path:
@@ -85,16 +129,22 @@ def make(dense: Path, work: Path, name: str) -> Path:
 def cost(model: Path, block: int | None) -> float:
     """Floating-point operations of training, by the number of tokens."""
     loaded = LanguageModelFolder.load(model).model
-    ids = torch.randint(3, loaded.config.vocab_size, (1, block_length(loaded, block)))
+    ids = random_block(loaded, block)
     return training_flops_per_token(loaded, ids)
 
 
 def continued(
-    model: Path, name: str, work: Path, costs: dict[str, float], arguments: argparse.Namespace
+    model: Path, name: str, text: Path, work: Path, costs: dict[str, float], arguments: argparse.Namespace
 ) -> TrainingReport:
     """Train for the operations that the dense model's steps take."""
     steps = round(arguments.steps * costs["dense, continued"] / costs[name])
-    settings = TrainingSettings(
+    settings = settings_of(arguments, steps)
+    return train(model, [text], folder_of(work, name), settings, resume=True)
+
+
+def settings_of(arguments: argparse.Namespace, steps: int) -> TrainingSettings:
+    """The same blocks are trained on and held out, whatever the number of steps."""
+    return TrainingSettings(
         steps=steps,
         batch_size=arguments.batch_size,
         block=arguments.block,
@@ -102,12 +152,12 @@ def continued(
         warmup=steps // 20,
         max_tokens=arguments.max_tokens,
         seed=arguments.seed,
+        precision=arguments.precision,
         held_out=0.02,
         eval_blocks=64,
         eval_every=max(1, steps // 10),
         save_every=steps,
     )
-    return train(model, [arguments.text], folder_of(work, name), settings, resume=True)
 
 
 def folder_of(work: Path, name: str) -> Path:
@@ -122,11 +172,23 @@ def serving(models: dict[str, Path], block: int | None) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in loaded}
     for _ in range(15):
         for name, model in loaded.items():
-            ids = torch.randint(3, model.config.vocab_size, (1, block_length(model, block)))
-            started = time.process_time()
+            ids = random_block(model, block)
+            started = clock(model)
             model(input_ids=ids)
-            taken[name].append(time.process_time() - started)
+            taken[name].append(clock(model) - started)
     return {name: statistics.median(values[3:]) for name, values in taken.items()}
+
+
+def random_block(model: Any, block: int | None) -> torch.Tensor:
+    return torch.randint(3, model.config.vocab_size, (1, block_length(model, block)), device=model.device)
+
+
+def clock(model: Any) -> float:
+    """Seconds: of the processor, or on a GPU until it has done what it was told."""
+    if model.device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(model.device)
+    return time.perf_counter()
 
 
 def table(reports: dict[str, TrainingReport], times: dict[str, float]) -> list[str]:
