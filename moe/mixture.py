@@ -47,7 +47,7 @@ def mix(
     if not isinstance(up, QuantisedWeights) and not isinstance(down, QuantisedWeights):
         up, down = under_autocast(up), under_autocast(down)
         up_bias, down_bias = (None if bias is None else under_autocast(bias) for bias in (up_bias, down_bias))
-    if capacity is None:
+    if capacity is None and gates.num_units == up.shape[0]:
         output = mix_few_tokens(
             hidden,
             gates.indptr,

@@ -93,6 +93,8 @@ def mix_few_tokens(
     # Flat and short: after weights have swept the caches, each function that is entered costs some microseconds.
     if (
         torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()  # fake tensors and their kin have no memory to read
+        or not _all_plain(hidden, indptr, units, weights, up, down, up_bias, down_bias)
         or not (hidden.is_cpu and units.is_cpu and weights.is_cpu)
         or hidden.dtype not in KINDS
         or weights.dtype not in KINDS
@@ -111,7 +113,7 @@ def mix_few_tokens(
         or up_rows != (2 * inner if gated else inner)
         or down_shape[0] != experts
         or down_shape[1] != width
-        or (len(units_shape) != 2 if indptr is None else not (indptr.is_cpu and indptr.is_contiguous()))
+        or not _routes_fit(indptr, units_shape, tokens)
     ):
         return None
     routes = units_shape.numel()
@@ -247,9 +249,30 @@ def _yield_core() -> int:
         return 0
 
 
+def _all_plain(*tensors: Any) -> bool:
+    """Whether the memory of each tensor holds its numbers: not those of subclasses, nor negated views."""
+    return all(
+        tensor is None
+        or type(tensor) is QuantisedWeights
+        or (type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg())
+        for tensor in tensors
+    )
+
+
+def _routes_fit(indptr: Tensor | None, routes: torch.Size, tokens: int) -> bool:
+    if indptr is None:
+        return len(routes) == 2 and routes[0] == tokens
+    return (
+        indptr.dtype == torch.int64
+        and indptr.shape == (tokens + 1,)
+        and indptr.is_cpu
+        and indptr.is_contiguous()
+    )
+
+
 def _biases_suit(up_bias: Tensor | None, up: Any, down_bias: Tensor | None, down: Any) -> bool:
     return all(
-        bias is None or (bias.is_cpu and bias.shape == shape[:2])
+        bias is None or (bias.is_cpu and bias.dtype in KINDS and bias.shape == shape[:2])
         for bias, shape in ((up_bias, up), (down_bias, down))
     )
 

@@ -280,3 +280,31 @@ def test_activations_equal_those_of_torch_on_all_of_float32(activation: str) -> 
     result, exact = torch.cat(found), torch_activation(activation)(x)
     torch.testing.assert_close(result[finite], exact[finite], rtol=1e-5, atol=5e-7)
     assert result[~finite].isnan().any()
+
+
+def test_tensors_whose_memory_is_not_their_numbers_are_left_to_others() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    given = layer()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert mix_few_tokens(**given) is None
+        assert mix_few_tokens(**{**given, "hidden": torch.empty(3, 16)}) is None
+    for name in ("hidden", "weights", "up", "down"):
+        negated = torch._neg_view(given[name])
+        assert mix_few_tokens(**{**given, name: negated}) is None
+
+
+def test_routes_of_other_tokens_are_left_to_who_says_what_is_wrong() -> None:
+    given = layer(tokens=2)
+    more = layer(tokens=4)
+    assert mix_few_tokens(**{**given, "units": more["units"], "weights": more["weights"]}) is None
+    flat = {**given, "units": given["units"].flatten(), "weights": given["weights"].flatten()}
+    starts = torch.tensor([0, 2, 4, 4, 4])
+    assert mix_few_tokens(**{**flat, "indptr": starts[:3]}) is not None
+    for wrong in (starts[:2], starts, starts[:3].int()):
+        assert mix_few_tokens(**{**flat, "indptr": wrong}) is None
+
+
+def test_biases_of_other_dtypes_are_left_to_others() -> None:
+    given = layer(biased=True)
+    assert mix_few_tokens(**{**given, "up_bias": given["up_bias"].double()}) is None
