@@ -7,6 +7,9 @@ The model has the shape of MiniLM-L6 (6 layers of 384, vocabulary of 30,522) wit
 - *head*: decoder, maximum and activation alone, there and back, from hidden states that are there already;
 - *step*: a whole step of a document encoder: token ids to term weights, FLOPS and a loss, gradients, AdamW.
 
+A *step* has a third variant, ``parts``: the fused head, `PART` texts at a time, and gradients taken through the model
+in a second pass (``batch.part`` of a recipe).
+
 Every variant runs in a process of its own, and rounds take turns. Time is the median of rounds, on the clock and in
 processor time. Memory is the highest resident size during a step less the size before the first one, so that for a
 *step* it has the gradients and AdamW's moments, which both variants need. ``density`` is the share of term weights
@@ -24,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +36,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from retrieval.encoders.masked_language_model import DecoderInput
+from retrieval.training.gradient_cache import backward_in_parts
 from retrieval.training.penalties import make_penalty
 from retrieval.training.training_head import max_pooled_terms, plain_max_terms
 
@@ -39,10 +44,13 @@ WIDTH, TERMS = 384, 30522
 BIAS = -2.0
 """Of the decoder: as in an encoder some way into its training, most logits are below 0."""
 
+PART = 8
+"""Texts of a part."""
+
 
 def terms_of(variant: str, hidden: Tensor, rows: int, weight: Tensor, bias: Tensor) -> Tensor:
     length = len(hidden) // rows
-    if variant == "fused":
+    if variant != "plain":
         return max_pooled_terms(hidden, [length] * rows, weight, bias, "relu")
     mask = torch.ones(rows, length, dtype=torch.bool)
     return plain_max_terms(hidden.view(rows, length, -1), mask, weight, bias, "relu")
@@ -82,15 +90,27 @@ def step_work(variant: str, rows: int, length: int) -> Callable[[], float]:
     ids = torch.randint(1000, TERMS, (rows, length), generator=torch.Generator().manual_seed(0))
     penalty = make_penalty("flops")
 
+    def encode(given: Tensor) -> Tensor:
+        hidden = model(input_ids=given, attention_mask=torch.ones_like(given)).logits.flatten(0, 1)
+        return terms_of(variant, hidden, len(given), decoder.weight, decoder.bias)
+
+    density = 0.0
+
+    def loss_of(parts: list[Tensor]) -> Tensor:
+        nonlocal density
+        terms = torch.cat(parts) if len(parts) > 1 else parts[0]
+        density = float((terms > 0).float().mean())
+        scores = terms @ terms.t()
+        return torch.nn.functional.cross_entropy(scores, torch.arange(rows)) + 1e-3 * penalty(terms)
+
     def work() -> float:
         optimiser.zero_grad()
-        hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.flatten(0, 1)
-        terms = terms_of(variant, hidden, rows, decoder.weight, decoder.bias)
-        scores = terms @ terms.t()
-        loss = torch.nn.functional.cross_entropy(scores, torch.arange(rows)) + 1e-3 * penalty(terms)
-        loss.backward()
+        if variant == "parts":
+            backward_in_parts([partial(encode, part) for part in ids.split(PART)], loss_of)
+        else:
+            loss_of([encode(ids)]).backward()
         optimiser.step()
-        return float((terms > 0).float().mean())
+        return density
 
     return work
 
@@ -185,14 +205,15 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5, help="0 measures memory alone")
     arguments = parser.parse_args()
-    rows_of = {"plain": arguments.rows, "fused": arguments.rows}
+    rows_of = dict.fromkeys(("plain", "fused", "parts"), arguments.rows)
     for given in arguments.rows_of:
         variant, _, rows = given.partition("=")
         if variant not in rows_of or not rows.isdigit():
-            parser.error(f"--rows-of takes plain=ROWS or fused=ROWS, not {given}")
+            parser.error(f"--rows-of takes plain=ROWS, fused=ROWS or parts=ROWS, not {given}")
         rows_of[variant] = int(rows)
     for question in ("head", "step") if arguments.question == "both" else (arguments.question,):
-        measure(question, rows_of, arguments.length, arguments.rounds)
+        chosen = {name: rows for name, rows in rows_of.items() if question == "step" or name != "parts"}
+        measure(question, chosen, arguments.length, arguments.rounds)
 
 
 if __name__ == "__main__":
