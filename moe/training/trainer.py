@@ -15,15 +15,14 @@ from moe.stats.layer_activity import LayerActivity
 from moe.stats.recorder import LayerRouting, RoutingRecorder
 from moe.training.blocks import Batch, TokenBlocks, stack
 from moe.training.objective import Loss
-from moe.training.processes import Processes
 from moe.training.router_precision import keep_routers_in_float32
 from moe.training.settings import TrainingSettings
 from runtime.errors import FormatError, LexpertError, UsageError
+from runtime.processes import ALONE, Processes
 from runtime.progress import Advance
 from runtime.run_folder import RunFolder
 from runtime.step_log import Record, StepLog
 
-ALONE = Processes(1, 0, "cpu")
 Figures = tuple[list[float], int, dict[str, LayerActivity]]
 """Losses of the batches of a step, tokens, and activity by the name of the layer."""
 

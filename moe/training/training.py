@@ -16,10 +16,10 @@ from moe.token_stream import block_length, stream_tokens
 from moe.training.blocks import TokenBlocks, split_blocks, spread, write_tokens
 from moe.training.flops import training_flops_per_token
 from moe.training.objective import Loss, causal_loss, masked_loss
-from moe.training.processes import Processes, joined_processes
 from moe.training.settings import TrainingSettings
 from runtime.errors import NotFoundError, UsageError
 from runtime.output_folder import new_folder, require_room
+from runtime.processes import Processes, joined_processes
 from runtime.progress import Advance, progress
 from runtime.run_folder import DIGESTS, RunFolder, open_run, read_json, write_json
 from runtime.step_log import StepLog, read_records

@@ -27,6 +27,7 @@ from retrieval.training.router_losses import RouterLosses
 from retrieval.training.term_sample import TermSample, sample_terms
 from retrieval.training.training_set import TrainingSet
 from runtime.errors import FormatError, LexpertError
+from runtime.processes import ALONE, Processes
 from runtime.progress import Advance
 from runtime.regularizers import Constant, QuadraticRamp
 from runtime.run_folder import RunFolder
@@ -60,10 +61,11 @@ class EncoderTrainer(transformers.Trainer):
         batches: of them.
         idf: positive ``[terms]``, for penalties that need it.
         run: where checkpoints go.
-        log: where the figures of each step go.
+        log: where the figures of each step go; None in a process that does not lead.
         advance: called with 1 after each step.
         evaluate_now: called at each evaluation, with the step; returns its figures and whether to stop.
         routers: losses of the model's routers, where it has any and the recipe names them.
+        processes: that train together: each takes every so-manyth batch, and gradients are averaged.
     """
 
     def __init__(
@@ -74,12 +76,13 @@ class EncoderTrainer(transformers.Trainer):
         batches: TrainingBatches,
         idf: Tensor | None,
         run: RunFolder,
-        log: StepLog,
+        log: StepLog | None,
         advance: Advance,
         evaluate_now: Callable[[int], tuple[Mapping[str, float], bool]],
         routers: RouterLosses | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        numbers = Numbers(recipe.steps * recipe.optimiser.accumulate)
+        numbers = Numbers(recipe.steps * recipe.optimiser.accumulate * processes.count)
         super().__init__(
             model=model,
             args=_arguments(recipe, run, model.device),
@@ -103,6 +106,9 @@ class EncoderTrainer(transformers.Trainer):
         }
         self.strengths: dict[str, float] = {}
         self._figures: list[Record] = []
+        self._processes = processes
+        if processes.rank:
+            torch.manual_seed(recipe.seed + processes.rank)  # dropout is to differ
 
     # What transformers calls
 
@@ -132,8 +138,9 @@ class EncoderTrainer(transformers.Trainer):
     def training_step(
         self, model: Any, inputs: Mapping[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Gradients of one batch, added to the parameters'."""
+        """Gradients of one batch, added to the parameters'; after the last of a step, their mean over processes."""
         del num_items_in_batch
+        model = self._model  # without what transformers puts around it: gradients are averaged here
         model.train()
         batch = self._batches[int(inputs["number"])]
         queries = model.tokenize_queries([self._data.queries[i] for i in batch.queries])
@@ -163,6 +170,8 @@ class EncoderTrainer(transformers.Trainer):
                 return loss_of(sides) * share
 
             loss = backward_in_parts(encoders, joined) / share
+        if self.accelerator.sync_gradients:
+            self._processes.average_gradients(model.parameters())
         return loss.detach() * share
 
     def evaluate(
@@ -172,7 +181,7 @@ class EncoderTrainer(transformers.Trainer):
         del eval_dataset, ignore_keys, metric_key_prefix
         step = self.state.global_step
         figures, stop = self._evaluate_now(step)
-        if figures:
+        if figures and self._log is not None:
             self._log.add({"step": step, **figures})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, dict(figures))
         if stop:
@@ -184,8 +193,9 @@ class EncoderTrainer(transformers.Trainer):
         if "loss" not in logs:
             return
         record: Record = {"step": self.state.global_step, "loss": logs["loss"]}
-        for name in self._figures[0]:
-            record[name] = sum(figures[name] for figures in self._figures) / len(self._figures)
+        found = [figures for one in self._processes.gather(self._figures) for figures in one]
+        for name in found[0]:
+            record[name] = sum(figures[name] for figures in found) / len(found)
         self._figures = []
         record |= {f"lambda_{side}": strength for side, strength in self.strengths.items()}
         record |= {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
@@ -194,7 +204,8 @@ class EncoderTrainer(transformers.Trainer):
                 f"a gradient is no number at step {record['step']}; go on from an earlier checkpoint with a lower "
                 "optimiser.learning_rate, or with precision: float32"
             )
-        self._log.add(record)
+        if self._log is not None:
+            self._log.add(record)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         del state_dict
@@ -207,6 +218,9 @@ class EncoderTrainer(transformers.Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with writing(self._run.checkpoints):
             super()._save_checkpoint(model, trial)
+            self._processes.wait()  # each has written its random state
+            if self._log is None:
+                return
             self._log.flush()
             self._run.finish_checkpoint(self.state.global_step, self._recipe.keep)
 
@@ -332,7 +346,8 @@ class EncoderTrainer(transformers.Trainer):
 
     def _stop_at(self, batch: TrainingBatch, loss: float, scores: Tensor) -> None:
         step = self.state.global_step + 1
-        path = self._run.out / f"not-finite-step-{step}.json"
+        rank = self._processes.rank
+        path = self._run.out / f"not-finite-step-{step}{f'-process-{rank}' if rank else ''}.json"
         described = {
             "step": step,
             "loss": str(loss),

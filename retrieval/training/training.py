@@ -6,6 +6,7 @@ import copy
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from retrieval.encoders.encoder import SparseEncoder
 from retrieval.training.recipe import Recipe
 from retrieval.training.training_set import TrainingSet
-from runtime.errors import NotFoundError
+from runtime.errors import NotFoundError, UsageError
 from runtime.output_folder import new_folder, require_room
-from runtime.progress import progress
+from runtime.progress import Advance, progress
 from runtime.run_folder import RunFolder, open_run, read_json, write_json
 from runtime.step_log import StepLog, read_records
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from retrieval.training.router_losses import RouterWatch
+    from runtime.processes import Processes
 
 Evaluate = Callable[[SparseEncoder], Mapping[str, float]]
 """nDCG@10 of an encoder, by the name of the collection."""
@@ -82,6 +84,9 @@ def train(
     A training that was stopped, by a kill too, is gone on with from its last checkpoint, and ends with the weights
     that it would have had, to the bit on the same machine with the same number of threads.
 
+    Started by torchrun, its processes train together, one for each device, each with batches of its own: the same as
+    one process that accumulates as many batches more, but that penalties are of the rows of all batches together.
+
     Args:
         recipe: see `retrieval.training.recipe`.
         base: folder of a masked language model (of any transformer for uniCOIL and DeepImpact), or of an encoder.
@@ -91,7 +96,7 @@ def train(
             on anything that changes from one call to the next.
         watch_routers: makes a recorder of a model's routers, for recipes that name their losses.
         resume: go on in `out`; where there is nothing to go on with, start. A training that is done is reported again.
-        device: of torch; None takes a GPU where there is one.
+        device: of torch; None takes a GPU where there is one, or one for each process.
 
     Raises:
         NotFoundError: the checkpoint is missing, or an optional package is.
@@ -106,25 +111,40 @@ def train(
     from retrieval.encoders.fingerprint import fingerprint, model_files
     from retrieval.encoders.sentence_transformers_folder import read_folder
     from retrieval.training.batches import TrainingBatches
+    from runtime.processes import joined_processes
 
     base, out = Path(base), Path(out)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = read_folder(base).documents.folder
     batches = TrainingBatches(data, recipe)
-    torch.manual_seed(recipe.seed)  # of a head that starts at random
-    # Loaded first: a folder that holds no model must not leave a folder of a training behind.
-    model, idf = _new_model(recipe, folder, data, place)
-    request = {
-        "base": str(base.resolve()),
-        "base_weights": fingerprint({}, model_files(folder)),
-        "training_set": data.digest,
-        "evaluated": evaluate is not None,
-        **_flat("recipe", recipe.model_dump()),
-    }
-    with open_run(out, request, resume) as run:
-        if run.report.exists():
-            return TrainingReport(**read_json(run.report))
-        return _run(recipe, base, model, data, batches, idf, evaluate, watch_routers, run)
+    with joined_processes(device) as processes:
+        if processes.count > 1 and recipe.batch.sampled_terms:
+            raise UsageError(
+                f"{processes.count} processes would each sample other terms, which penalties of all rows cannot be "
+                "taken of; leave out batch.sampled_terms, or train in one process"
+            )
+        torch.manual_seed(recipe.seed)  # of a head that starts at random
+        # Loaded first: a folder that holds no model must not leave a folder of a training behind.
+        model, idf = _new_model(recipe, folder, data, torch.device(processes.device))
+        request = {
+            "base": str(base.resolve()),
+            "base_weights": fingerprint({}, model_files(folder)),
+            "training_set": data.digest,
+            "evaluated": evaluate is not None,
+            "processes": processes.count,
+            **_flat("recipe", recipe.model_dump()),
+        }
+        with _opened(out, request, resume, processes) as run:
+            processes.wait()
+            if run.report.exists():
+                return TrainingReport(**read_json(run.report))
+            return _run(recipe, base, model, data, batches, idf, evaluate, watch_routers, run, processes)
+
+
+def _opened(
+    out: Path, request: dict[str, Any], resume: bool, processes: Processes
+) -> AbstractContextManager[RunFolder]:
+    """The folder of the training, which the process that leads opens for all."""
+    return open_run(out, request, resume) if processes.leads else nullcontext(RunFolder(out))
 
 
 def _run(
@@ -137,6 +157,7 @@ def _run(
     evaluate: Evaluate | None,
     watch_routers: Callable[[Any], RouterWatch] | None,
     run: RunFolder,
+    processes: Processes,
 ) -> TrainingReport:
     from retrieval.encoders.language_model_folder import quiet
     from retrieval.training.router_losses import RouterLosses
@@ -145,23 +166,34 @@ def _run(
     started = time.perf_counter()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     # A checkpoint has the weights and AdamW's two moments; one more is there until an old one is removed.
-    require_room(run.checkpoints, parameters * 12 * (recipe.keep + 1))
+    if processes.leads:
+        require_room(run.checkpoints, parameters * 12 * (recipe.keep + 1))
     steps_before = run.complete_steps()
     start = steps_before[-1] if steps_before else None
-    log = StepLog(run.log, run.tensorboard, start)
+    processes.wait()  # until all have seen where to start
+    log = StepLog(run.log, run.tensorboard, start) if processes.leads else None
+    processes.wait()  # until what comes after that is gone from the log
     evaluations = Evaluations(run, model, evaluate, recipe.patience)
     routers = RouterLosses(model, watch_routers) if watch_routers and recipe.routers else None
+
+    def evaluate_at(step: int) -> tuple[dict[str, float], bool]:
+        return processes.from_leader(evaluations.at(step) if processes.leads else ({}, False))
+
     try:
-        with progress("training", recipe.steps - (start or 0), "steps") as advance, quiet():
+        with _progress(recipe.steps - (start or 0), processes) as advance, quiet():
             trainer = EncoderTrainer(
-                model, recipe, data, batches, idf, run, log, advance, evaluations.at, routers
+                model, recipe, data, batches, idf, run, log, advance, evaluate_at, routers, processes
             )
             if start is not None and (start >= recipe.steps or evaluations.stop):
                 trainer._load_from_checkpoint(str(run.checkpoint(start)))
             else:
                 trainer.train(resume_from_checkpoint=None if start is None else str(run.checkpoint(start)))
     finally:
-        log.close()
+        if log is not None:
+            log.close()
+    if not processes.leads:
+        processes.wait()
+        return TrainingReport(**read_json(run.report))
     records = read_records(run.log)
     last = [record for record in records if "loss" in record][-1]
     evaluations.keep_best()
@@ -184,7 +216,12 @@ def _run(
     )
     _draw(run, records, report)
     write_json(run.report, asdict(report))
+    processes.wait()
     return report
+
+
+def _progress(steps: int, processes: Processes) -> AbstractContextManager[Advance]:
+    return progress("training", steps, "steps") if processes.leads else nullcontext(lambda _: None)
 
 
 class Evaluations:

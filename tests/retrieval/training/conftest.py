@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from retrieval.training.recipe import Recipe
 from retrieval.training.teachers.vectors import DenseTeacher
 from retrieval.training.training_set import TrainingSet
+from tests.retrieval.training.forks import Forks
 
 
 @pytest.fixture
@@ -27,6 +28,14 @@ def write_pairs(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Starts processes that have torch and the Trainer imported."""
+    started = Forks(tmp_path_factory.mktemp("forks"))
+    yield started
+    started.close()
 
 
 WORDS = ["the", "how", "do", "and", "of", "to", "in", "vaccines", "work", "virus", "immune", "system", "cell"]

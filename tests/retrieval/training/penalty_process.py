@@ -1,13 +1,8 @@
-"""One process of some: penalties of its part of a batch, through data parallelism; run by test_penalties.py."""
+"""One process of two: penalties of its part of a batch, through data parallelism; run by test_processes.py."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from retrieval.training.penalties import make_penalty
 
@@ -34,15 +29,9 @@ def penalties_of(rank: int, world: int) -> dict[str, list[torch.Tensor]]:
     return results
 
 
-def main(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world
-    )
+def main(folder: str) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     torch.save(penalties_of(rank, world), f"{folder}/{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +10,6 @@ from hypothesis import strategies as st
 from retrieval.training.penalties import make_penalty
 from runtime import regularizers
 from runtime.errors import UsageError
-from tests.retrieval.training.penalty_process import penalties_of
 
 TERMS = 7
 
@@ -47,21 +41,3 @@ def test_idf_must_be_given_and_positive() -> None:
         make_penalty("idf_flops")
     with pytest.raises(UsageError, match="positive"):
         make_penalty("idf_flops", torch.tensor([1.0, 0.0]))
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without processes")
-def test_one_and_two_processes_give_the_same_value_and_gradients(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("penalty_process.py")
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    running = [
-        subprocess.Popen([sys.executable, script, str(rank), "2", str(tmp_path)], env=environment)
-        for rank in (0, 1)
-    ]
-    one = penalties_of(0, 1)
-    assert [process.wait(120) for process in running] == [0, 0]
-    two = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for kind, expected in one.items():
-        assert expected[0] > 0
-        for found in two:
-            for left, right in zip(found[kind], expected, strict=True):
-                torch.testing.assert_close(left, right)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from runtime.errors import LexpertError, UsageError
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for each other: for as long as the one that leads may evaluate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,10 @@ class Processes:
         if self.count > 1:
             torch.distributed.all_reduce(numbers)
 
+    def from_leader(self, value: T) -> T:
+        """What the process that leads gives; any value that can be pickled."""
+        return self.gather(value)[0]
+
     def gather(self, value: T) -> list[T]:
         """What each process gives, in the order of their ranks; any value that can be pickled."""
         if self.count == 1:
@@ -61,6 +68,28 @@ class Processes:
         values: list[T] = [value] * self.count
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Mean of each parameter's gradient over all processes, in place; no gradient counts as zeros, but where no
+        process has one it stays away.
+        """
+        if self.count == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if not trained:
+            return
+        there = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=self.device)
+        self.add_up(there)
+        for parameter, known in zip(trained, there.tolist(), strict=True):
+            if known:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                self.add_up(parameter.grad)
+                parameter.grad /= self.count
+
+
+ALONE = Processes(1, 0, "cpu")
+"""One process."""
 
 
 @contextmanager
@@ -91,7 +120,7 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
         kind = f"cuda:{place}"
     begun = not torch.distributed.is_initialized()
     if begun:
-        torch.distributed.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+        torch.distributed.init_process_group("nccl" if kind.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         yield Processes(count, torch.distributed.get_rank(), kind)
     finally:
