@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,6 @@ from retrieval.training.recipe import Recipe
 from retrieval.training.teachers.vectors import DenseTeacher
 from retrieval.training.training_set import TrainingSet
 from tests.retrieval.training.forks import Forks
-
-
-@pytest.fixture
-def write_pairs(tmp_path: Path) -> Callable[..., Path]:
-    """Write a file of pairs and return it."""
-
-    def write(pairs: Sequence[tuple[str, str]], name: str = "pairs.jsonl") -> Path:
-        lines = "".join(json.dumps({"query": query, "positive": text}) + "\n" for query, text in pairs)
-        path = tmp_path / name
-        path.write_bytes(gzip.compress(lines.encode()) if name.endswith(".gz") else lines.encode())
-        return path
-
-    return write
 
 
 @pytest.fixture(scope="session")
