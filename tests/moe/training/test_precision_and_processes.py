@@ -127,7 +127,7 @@ rank = "0" if child else "1"
 os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 report = train(model, [text], out, pickle.loads(bytes.fromhex(settings)), device="cpu", resume=True)
-print(rank, report.tokens, flush=True)
+os.write(1, f"{rank} {report.tokens}\\n".encode())  # whole: both write to one pipe
 if child:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -144,7 +144,7 @@ def train_in_two_processes(model: str, text: Path, out: Path, settings: Training
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

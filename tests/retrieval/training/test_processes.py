@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,16 @@ from tests.retrieval.training.penalty_process import penalties_of
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without processes"
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the processes that these trainings are compared with: sums of several threads round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 PENALTIES = "import sys; from tests.retrieval.training.penalty_process import main; main(sys.argv[1])"
 
@@ -76,6 +86,8 @@ def test_trained_weights_are_those_of_one_process_that_accumulates_twice_as_much
     forks.run_two(TRAIN, recipe.model_dump_json(), model, tmp_path / "set", tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     for name, weights in one.items():
+        if name.endswith("key.bias"):
+            continue  # attention does not depend on it: its gradient is rounding alone, which Adam scales up
         torch.testing.assert_close(two[name], weights, rtol=1e-4, atol=1e-6)
     logs = [read_records(tmp_path / name / "steps.jsonl") for name in ("one", "two")]
     for left, right in zip(*logs, strict=True):
