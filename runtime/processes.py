@@ -100,9 +100,10 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
         device: ``"cpu"`` or ``"cuda"``; None takes GPUs where there are any.
 
     Raises:
-        UsageError: there are more processes than GPUs, or a device with a number is named for several.
+        UsageError: there are more processes than GPUs, a device with a number is named for several, or torchrun's
+            variables are not whole.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = _count()
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if count == 1:
         yield Processes(1, 0, kind)
@@ -126,3 +127,21 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
     finally:
         if begun:
             torch.distributed.destroy_process_group()
+
+
+def _count() -> int:
+    """Number of processes by torchrun's variables; 1 without them."""
+    given = os.environ.get("WORLD_SIZE", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise UsageError(
+            f"WORLD_SIZE is {given!r}, not a number of processes; unset it, or start with torchrun"
+        )
+    missing = [
+        name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
+    if int(given) > 1 and missing:  # schedulers set some of them for programs of any kind
+        raise UsageError(
+            f"WORLD_SIZE says {given} processes, but {missing[0]} is not set; start them with torchrun, or unset "
+            "WORLD_SIZE"
+        )
+    return int(given)
