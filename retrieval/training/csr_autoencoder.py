@@ -179,7 +179,7 @@ def train_autoencoder(
         losses, loss = trained.losses(data[torch.from_numpy(rows)], variance, pairs is not None)
         if not bool(torch.isfinite(loss)):
             raise LexpertError(
-                f"the loss of the autoencoder is {float(loss)} at step {step}; try a lower learning_rate"
+                f"the loss of the autoencoder is {loss.item()} at step {step}; try a lower learning_rate"
             )
         optimizer.zero_grad()
         loss.backward()

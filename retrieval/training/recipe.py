@@ -37,8 +37,8 @@ class Batch(_Part):
         part: passages, or queries, that go through the model at once with their gradients kept: the rest of a larger
             batch is cached (Gao et al. 2021, GradCache), at the price of a second pass. None keeps all at once.
         sampled_terms: terms whose weights are computed in a step beside those that its texts are made of, drawn anew
-            for each; penalties count each for as many as were left out. All others rest. None computes all, which
-            takes a third of the step in small models, or more.
+            for each; penalties count each for as many as were left out. All others rest. None computes all, a
+            quarter of the products of a step in a model like MiniLM.
         max_query_length, max_passage_length: tokens, special ones included.
     """
 
