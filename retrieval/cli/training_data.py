@@ -150,7 +150,7 @@ def teach(
     ] = False,
     topics: Annotated[
         int | None,
-        typer.Option(help="Sort queries into so many topics, for batches of one topic.", show_default="none"),
+        typer.Option(help="Sort queries into so many topics, for batches by topic.", show_default="none"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write to another folder.", show_default="SET")

@@ -103,21 +103,21 @@ class TrainingBatches:
         """Queries of an epoch, those of each batch beside each other."""
         draw = np.random.default_rng([self._recipe.seed, 0, epoch])
         order = draw.permutation(len(self._data))
-        size = self._settings.queries
         if not self._settings.topics or self._data.groups is None:
             return order
+        size = self._settings.queries // self._settings.topics
         groups = self._data.groups[order]
         by_topic = order[np.argsort(groups, kind="stable")]
         starts = np.flatnonzero(np.diff(np.sort(groups), prepend=groups.min() - 1))
-        batches, left = [], []
+        shares, left = [], []
         for members in np.split(by_topic, starts[1:]):
             full = len(members) // size * size
-            batches += list(members[:full].reshape(-1, size))
+            shares += list(members[:full].reshape(-1, size))
             left.append(members[full:])
         rest = np.concatenate(left)
         rest = rest[: len(rest) // size * size]  # of neighbouring topics, and still by topic
-        batches += list(rest.reshape(-1, size))
-        return np.concatenate([batches[i] for i in draw.permutation(len(batches))])
+        shares += list(rest.reshape(-1, size))
+        return np.concatenate([shares[i] for i in draw.permutation(len(shares))])
 
     def _known(self, queries: NDArray[np.int64], passages: NDArray[np.int64]) -> NDArray[np.bool_]:
         texts = self._texts[queries].tolist()
@@ -149,6 +149,6 @@ class TrainingBatches:
             )
         if batch.topics and data.groups is None:
             raise UsageError(
-                "batches of one topic need the training set's queries in groups, and it has none; "
-                "make them with lexpert train mine, or set batch.topics=false"
+                "batches by topic need the training set's queries in groups, and it has none; "
+                "make them with lexpert train mine, or set batch.topics=0"
             )

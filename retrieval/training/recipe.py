@@ -33,7 +33,8 @@ class Batch(_Part):
         queries: of a step, each with its positive.
         negatives: listed ones of each query, drawn anew each time; fewer where a query has fewer.
         negatives_from: how many of a query's listed negatives, the hardest first, are drawn from; None for all.
-        topics: whether the queries of a batch are of one group of the training set (Hofstätter et al. 2021, TAS).
+        topics: of how many topics of the training set a batch is, with as many queries of each (Hofstätter et al.
+            2021, TAS); 0 mixes them all.
         part: passages, or queries, that go through the model at once with their gradients kept: the rest of a larger
             batch is cached (Gao et al. 2021, GradCache), at the price of a second pass. None keeps all at once.
         sampled_terms: terms whose weights are computed in a step beside those that its texts are made of, drawn anew
@@ -45,7 +46,7 @@ class Batch(_Part):
     queries: Positive = 32
     negatives: Whole = 1
     negatives_from: Positive | None = None
-    topics: bool = False
+    topics: Whole = 0
     part: Positive | None = None
     sampled_terms: Positive | None = None
     max_query_length: Positive = 64
@@ -179,6 +180,10 @@ class Recipe(_Part):
             )
         if self.frozen_layers is not None and self.family != "splade":
             raise ValueError(f"frozen_layers is of the family splade, not of {self.family}")
+        if self.batch.topics and self.batch.queries % self.batch.topics:
+            raise ValueError(
+                f"{self.batch.queries} queries of a batch cannot be shared out among {self.batch.topics} topics"
+            )
         if self.optimiser.warmup >= self.steps:
             raise ValueError(f"warmup takes {self.optimiser.warmup} steps, but there are {self.steps}")
         for loss in self.losses:

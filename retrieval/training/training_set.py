@@ -74,7 +74,7 @@ class TrainingSet:
         scores: per query float32 ``[1 + negatives]`` as the teachers combined give them, the positive's first;
             None before a teacher was asked.
         teachers: bi-encoders, which score any query with any passage.
-        groups: int32 ``[queries]``, topic of each query, for batches of one topic; None without.
+        groups: int32 ``[queries]``, topic of each query, for batches by topic; None without.
         sources: the files that it came from, each with a checksum.
     """
 

@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(
     for changes, message in (
         ({"losses": [{"kind": "kl"}]}, "scores of listed passages"),
         ({"losses": IN_BATCH}, "bi-encoder teachers"),
-        ({"batch": {"queries": 2, "topics": True}}, "batches of one topic"),
+        ({"batch": {"queries": 2, "topics": 1}}, "batches by topic"),
         ({"batch": {"queries": 99}}, "a batch takes 99 queries"),
     ):
         with pytest.raises(UsageError, match=message):
