@@ -147,7 +147,7 @@ step, folder, out, memory, workers = sys.argv[1:]
 collection, memory, workers = load_msmarco(Path(folder)), int(memory) << 20, int(workers) or None
 encoder = SparseEncoder.load("bm25")
 if step == "build":
-    path = index_path(Path(out) / "indexes", collection, "bm25", encoder)
+    path = index_path(Path(out) / "indexes", collection, "bm25", encoder.fingerprint)
     build_index(path, encoder, collection.corpus, memory=memory, workers=workers)
 else:
     report = evaluate(collection, encoder, out=Path(out), memory=memory, workers=workers, plot=False).report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from evals.collections.collection import Collection
     from evals.report import Report
+    from retrieval.search.fusion import FusionMethod
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,7 +28,10 @@ app = typer.Typer(
 app.command("lm")(lm_command)
 
 EncoderOption = Annotated[
-    str, typer.Option("--encoder", help="bm25, a folder of a model, or its name on the Hugging Face hub.")
+    str,
+    typer.Option(
+        "--encoder", help="bm25, a folder of a model, its name on the Hugging Face hub, or dense=FOLDER."
+    ),
 ]
 OutOption = Annotated[
     Path | None,
@@ -160,6 +164,69 @@ def run_command(
 
             plot_report(report, out / PLOT_FILE)
     _print_reports([report], as_json, [out] if out else [])
+
+
+@app.command("fuse")
+def fuse_command(
+    collections: Annotated[
+        list[str],
+        typer.Argument(metavar="DIR_OR_NAME...", help="The collections that were evaluated."),
+    ],
+    of: Annotated[
+        list[Path],
+        typer.Option(
+            "--of", metavar="DIR", help="--out of an evaluation of these. Repeat it, once for each system."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for reports and runs, as of eval beir.")],
+    method: Annotated[
+        str, typer.Option(help="min_max: mean of normalised scores; rrf: reciprocal ranks.")
+    ] = "min_max",
+    weight: Annotated[
+        list[float] | None,
+        typer.Option("--weight", help="Of each system, in their order.", show_default="all the same"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which judgements: qrels/SPLIT.tsv.  [default: test]")
+    ] = None,
+    k: DepthOption = 1000,
+    as_json: JsonOption = False,
+    plot: PlotOption = True,
+) -> None:
+    """Fuse the runs of several evaluations, query by query, and measure what comes out.
+
+    Examples:
+
+        lexpert eval fuse data/scifact --of results/bm25 --of results/splade --out results/both
+
+        lexpert eval fuse data/scifact data/nfcorpus --of bm25 --of dense --out both --method rrf
+    """
+    from evals.collections.catalogue import load_collection
+    from evals.fused_runs import fuse_reports
+    from evals.report import REPORT_FILE, require_folder
+
+    require_folder(out)
+    loaded = [load_collection(name, split) for name in collections]
+    several = len(loaded) > 1
+    done = [
+        fuse_reports(
+            [one if (one / REPORT_FILE).is_file() and not several else one / collection.name for one in of],
+            collection,
+            out / collection.name if several else out,
+            method=cast("FusionMethod", method),  # checked where it is used
+            weights=weight or None,
+            k=k,
+            plot=plot,
+        )
+        for collection in loaded
+    ]
+    reports = [evaluation.report for evaluation in done]
+    if several and plot:
+        from evals.plots import plot_reports
+        from evals.report import PLOT_FILE
+
+        plot_reports(reports, out / PLOT_FILE)
+    _print_reports(reports, as_json, [evaluation.folder for evaluation in done])
 
 
 @app.command("compare")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,9 +23,13 @@ from runtime.progress import progress
 
 if TYPE_CHECKING:
     from retrieval import SparseEncoder, SparseIndex
+    from retrieval.index.dense_index import DenseIndex
 
 WORKSPACE = Path(".lexpert")
 """Where indexes and reports go unless told otherwise, under the current directory."""
+
+DENSE = "dense="
+"""What stands before the folder of a dense encoder, where sparse ones are named as well."""
 
 QUERY_BATCH = 512
 """Queries encoded and searched at once: enough for all cores, few enough for progress."""
@@ -57,7 +61,8 @@ def evaluate(
     with the same encoder and the same documents, whatever the split.
 
     Args:
-        encoder: an encoder, or what `SparseEncoder.load` takes.
+        encoder: an encoder, what `SparseEncoder.load` takes, or ``dense=FOLDER`` for a dense one, whose vectors are
+            searched exactly by inner product.
         out: folder of the report; None is ``.lexpert/reports/COLLECTION-SPLIT-ENCODER``, with the report's
             origin behind it where that holds the report of others of the same names.
         indexes: folder under which indexes are kept; None is ``out/indexes``, or ``.lexpert/indexes`` without
@@ -73,15 +78,10 @@ def evaluate(
         ConflictError: a file lies where a folder is to be.
         NotFoundError: no such encoder, or the packages of ``lexpert[eval]`` are missing.
     """
-    from retrieval import SparseEncoder, SparseIndex
-    from retrieval.index.build import build_index
-    from retrieval.index.manifest import read_manifest
-
     if k < 1:
         raise UsageError(f"k must be at least 1, got {k}")
     require_ir_measures()
     label = encoder_label(encoder)
-    loaded = encoder if isinstance(encoder, SparseEncoder) else SparseEncoder.load(encoder)
     origin = origin_of(collection, encoder)
     folder = out or _report_folder(_folder_name(collection.name, collection.split, label), origin)
     under = indexes or (out or WORKSPACE) / "indexes"
@@ -89,20 +89,16 @@ def evaluate(
         require_folder(needed)
     if next(iter(collection.corpus), None) is None:
         raise InputError(f"{collection.corpus.name} holds no documents; nothing can be found in it")
-    path = index_path(under, collection, label, loaded)
-
-    started = time.perf_counter()
-    built = build_index(path, loaded, collection.corpus, memory=memory, workers=workers)
-    build_seconds = time.perf_counter() - started
-
-    # An encoder that learned its statistics from the corpus is in the index; any other is here already.
-    learned = read_manifest(path).encoder.fingerprint != loaded.fingerprint
-    index = SparseIndex.open(path, encoder=None if learned else loaded)
+    dense = _dense_folder(encoder)
+    if dense is None:
+        indexed = _index_sparse(collection, encoder, label, under, memory, workers)
+    else:
+        indexed = _index_dense(collection, dense, label, under)
     try:
-        run, search_seconds = search_collection(index, collection, k)
-        documents, fingerprint = index.num_documents, index.encoder.fingerprint
+        run, search_seconds = search_collection(indexed.index, collection, k)
+        fingerprint = indexed.index.encoder.fingerprint
     finally:
-        index.close()
+        indexed.close()
 
     per_query = measure_run(run, collection.qrels, relevance_level=collection.relevance_level)
     report = Report(
@@ -112,13 +108,17 @@ def evaluate(
         metrics=mean(per_query),
         queries=len(collection.queries),
         unanswered=sum(not run.get(query) for query in collection.queries),
-        documents=documents,
-        corpus=corpus_losses(path),
+        documents=indexed.index.num_documents,
+        corpus=indexed.losses,
         relevance_level=collection.relevance_level,
         k=k,
-        seconds={"index": round(build_seconds, 3), "search": round(search_seconds, 3)},
+        seconds={"index": round(indexed.seconds, 3), "search": round(search_seconds, 3)},
         queries_per_second=round(len(collection.queries) / search_seconds, 1) if search_seconds else None,
-        index={"path": str(path), "action": built.action, "bytes": folder_bytes(path)},
+        index={
+            "path": str(indexed.path),
+            "action": indexed.action,
+            "bytes": folder_bytes(indexed.path),
+        },
         encoder_fingerprint=fingerprint,
         origin=origin,
         per_query=per_query,
@@ -132,11 +132,60 @@ def evaluate(
     return Evaluation(report, run, folder)
 
 
-def index_path(indexes: Path, collection: Collection, label: str, encoder: SparseEncoder) -> Path:
+@dataclass(frozen=True)
+class _Indexed:
+    """An index of a collection, open, and what there is to report of it."""
+
+    index: SparseIndex | DenseIndex
+    path: Path
+    action: str
+    seconds: float
+    losses: dict[str, int]
+    close: Callable[[], None]
+
+
+def _index_sparse(
+    collection: Collection,
+    encoder: SparseEncoder | str | Path,
+    label: str,
+    under: Path,
+    memory: int,
+    workers: int | None,
+) -> _Indexed:
+    from retrieval import SparseEncoder, SparseIndex
+    from retrieval.index.build import build_index
+    from retrieval.index.manifest import read_manifest
+
+    loaded = encoder if isinstance(encoder, SparseEncoder) else SparseEncoder.load(encoder)
+    path = index_path(under, collection, label, loaded.fingerprint)
+    started = time.perf_counter()
+    built = build_index(path, loaded, collection.corpus, memory=memory, workers=workers)
+    seconds = time.perf_counter() - started
+
+    # An encoder that learned its statistics from the corpus is in the index; any other is here already.
+    learned = read_manifest(path).encoder.fingerprint != loaded.fingerprint
+    index = SparseIndex.open(path, encoder=None if learned else loaded)
+    return _Indexed(index, path, built.action, seconds, corpus_losses(path), index.close)
+
+
+def _index_dense(collection: Collection, folder: Path, label: str, under: Path) -> _Indexed:
+    from retrieval.encoders.dense import DenseEncoder
+    from retrieval.index.dense_index import DenseIndex, build_dense_index
+
+    encoder = DenseEncoder.load(folder)
+    path = index_path(under, collection, label, encoder.fingerprint)
+    built = build_dense_index(path, encoder, collection.corpus)
+    index = DenseIndex.open(path, encoder=encoder)
+    return _Indexed(
+        index, path, built.action, built.seconds, {"replaced": built.replaced, "empty": 0}, lambda: None
+    )
+
+
+def index_path(indexes: Path, collection: Collection, label: str, fingerprint: str) -> Path:
     """Where `evaluate` keeps the index of a collection: ``INDEXES/COLLECTION-ENCODER-FINGERPRINTS``."""
     # Both fingerprints are in the name, so that another encoder of the same name gets an index of its own.
     checksum = collection.corpus.checksum().rpartition(":")[2]
-    return indexes / _folder_name(collection.name, label, encoder.fingerprint[:8], checksum[:8])
+    return indexes / _folder_name(collection.name, label, fingerprint[:8], checksum[:8])
 
 
 def origin_of(collection: Collection, encoder: SparseEncoder | str | Path) -> str:
@@ -144,7 +193,8 @@ def origin_of(collection: Collection, encoder: SparseEncoder | str | Path) -> st
     if not isinstance(encoder, str | Path):
         source = encoder.fingerprint
     else:
-        source = str(Path(encoder).resolve() if Path(encoder).exists() else encoder)
+        place = _dense_folder(encoder) or Path(encoder)
+        source = str(place.resolve() if place.exists() else encoder)
     return hashlib.sha256(f"{collection.corpus.name}\0{source}".encode()).hexdigest()[:8]
 
 
@@ -170,7 +220,7 @@ def corpus_losses(index: Path) -> dict[str, int]:
     return {"replaced": consumed - manifest.num_documents, "empty": empty}
 
 
-def search_collection(index: SparseIndex, collection: Collection, k: int) -> tuple[Run, float]:
+def search_collection(index: SparseIndex | DenseIndex, collection: Collection, k: int) -> tuple[Run, float]:
     """Search all queries of a collection; self-matches are dropped where the collection says so.
 
     Returns:
@@ -204,9 +254,18 @@ def measure_run(run: Run, qrels: Qrels, *, relevance_level: int = 1) -> dict[str
 
 def encoder_label(encoder: SparseEncoder | str | Path) -> str:
     """Short name of an encoder, for tables and folders: ``"bm25"``, or the end of a path or hub name."""
+    dense = _dense_folder(encoder)
+    if dense is not None:
+        return f"dense-{encoder_label(dense)}"
     if isinstance(encoder, str | Path):
         return Path(encoder).resolve().name if Path(encoder).exists() else str(encoder).rpartition("/")[2]
     return encoder.family
+
+
+def _dense_folder(encoder: SparseEncoder | str | Path) -> Path | None:
+    """The folder of a dense encoder that was asked for as ``dense=FOLDER``; None for a sparse one."""
+    asked = encoder if isinstance(encoder, str) else ""
+    return Path(asked.removeprefix(DENSE)) if asked.startswith(DENSE) else None
 
 
 def folder_bytes(folder: Path) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from retrieval.cli.dense import dense
 from retrieval.cli.densify import densify, search_densified
 from retrieval.cli.exchange import export, import_
 from retrieval.cli.options import (
@@ -39,6 +40,7 @@ index_app.command("export")(export)
 index_app.command("import")(import_)
 index_app.command("densify")(densify)
 index_app.command("search-densified")(search_densified)
+index_app.command("dense")(dense)
 
 
 @index_app.command("build")

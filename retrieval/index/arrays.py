@@ -53,7 +53,7 @@ class ArrayWriter:
         self._file: BinaryIO = path.open("wb", buffering=0)
 
     def append(self, values: NDArray[Any]) -> None:
-        view = np.ascontiguousarray(values, self.dtype).view(np.uint8).data
+        view = np.ascontiguousarray(values, self.dtype).reshape(-1).view(np.uint8).data
         self._sha256.update(view)
         self._bytes += len(view)
         with disk_errors(self.path):

@@ -295,3 +295,49 @@ def test_a_wrong_name_among_several_is_told_before_anything_is_indexed(beir: Pat
 @pytest.mark.parametrize("command", ["beir", "msmarco", "run", "compare"])
 def test_help_has_examples(command: str) -> None:
     assert f"lexpert eval {command}" in lexpert_eval(command, "--help").stdout
+
+
+def test_fusing_measures_the_mean_of_normalised_scores(beir: Path, tmp_path: Path) -> None:
+    """One system finds q1 alone, the other q2 alone; both together find both."""
+    for name, lines in {
+        "one": "q1 Q0 d1 1 9 one\nq1 Q0 d2 2 1 one\nq2 Q0 d1 1 2 one\nq2 Q0 d3 2 1 one\n",
+        "two": "q2 Q0 d2 1 5 two\nq2 Q0 d1 2 1 two\nq1 Q0 d3 1 2 two\nq1 Q0 d1 2 1.5 two\nq1 Q0 d2 3 1 two\n",
+    }.items():
+        run = tmp_path / name / "run.trec"
+        run.parent.mkdir()
+        run.write_text(lines)
+        lexpert_eval("run", run, beir / "qrels" / "test.tsv", "--out", tmp_path / name)
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        assert report["metrics"]["nDCG@10"] < 0.9
+    of = ("--of", tmp_path / "one", "--of", tmp_path / "two")
+    values = json.loads(lexpert_eval("fuse", beir, *of, "--out", tmp_path / "both", "--json").stdout)
+    assert values["encoder"] == "one+two"
+    assert values["metrics"]["MRR@10"] == pytest.approx((1 + 1 / 2) / 2)
+    run_lines = (tmp_path / "both" / "run.trec").read_text().splitlines()
+    assert [line.split()[2] for line in run_lines if line.startswith("q1")] == ["d1", "d3", "d2"]
+    again = json.loads(
+        lexpert_eval("run", tmp_path / "both" / "run.trec", beir / "qrels" / "test.tsv", "--json").stdout
+    )
+    assert again["metrics"] == values["metrics"]
+    weighted = json.loads(
+        lexpert_eval(
+            "fuse", beir, *of, "--out", tmp_path / "w", "--weight", 1, "--weight", 3, "--json"
+        ).stdout
+    )
+    assert weighted["metrics"]["MRR@10"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_what_cannot_be_fused_is_said(beir: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "both")
+    result = lexpert_eval(
+        "fuse", beir, "--of", tmp_path / "none", "--of", tmp_path, *out, fails=NotFoundError
+    )
+    assert "no report.json" in str(result.exception).replace("holds ", "") or "none" in str(result.exception)
+    lexpert_eval("beir", beir, "--out", tmp_path / "a", "--workers", 1)
+    lexpert_eval("fuse", beir, "--of", tmp_path / "a", *out, fails=UsageError)
+    both = ("--of", tmp_path / "a", "--of", tmp_path / "a")
+    lexpert_eval("fuse", beir, *both, *out, "--weight", 1, fails=UsageError)
+    lexpert_eval("fuse", beir, *both, *out, "--method", "borda", fails=UsageError)
+    (tmp_path / "a" / "run.trec").unlink()
+    lexpert_eval("fuse", beir, *both, *out, fails=NotFoundError)
+    assert not (tmp_path / "both").exists()

