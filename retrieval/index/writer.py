@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -340,6 +340,25 @@ class IndexWriter:
         self._report = replace(report, deleted=report.deleted + deleted, replaced=report.replaced + replaced)
         return deleted
 
+    def delete_matching(self, condition: Mapping[str, Any]) -> int:
+        """Delete the documents that fulfil a filter (see `retrieval.search.filters`); how many there were.
+
+        Raises:
+            UsageError: it is no filter over the fields of the index.
+        """
+        from retrieval.search.filters import check_filter, matching
+
+        self._check_open()
+        check_filter(condition, self.fields)
+        self._flush()
+        self._finish_building()
+        deleted = 0
+        for segment in self._segments:
+            fields = segment.open_fields(self.path, self.fields)
+            deleted += segment.delete_rows(np.flatnonzero(matching(condition, fields, len(segment.deleted))))
+        self._report = replace(self._report, deleted=self._report.deleted + deleted)
+        return deleted
+
     def commit(self, source: SourceEntry | None = None) -> CommitReport:
         """Make everything since the last commit durable and visible, all at once.
 
@@ -380,6 +399,21 @@ class IndexWriter:
             if self._merging.has_result:
                 self._publish()
         return replace(report, generation=self._generation)
+
+    def publish_merges(self) -> bool:
+        """Commit what merges have finished, and start the next; waits for none. Whether there was anything.
+
+        Does nothing while there are changes to commit: their commit takes the merges with it.
+        """
+        self._check_open()
+        if self.has_changes:
+            return False
+        self._merging.step(self._segments)
+        if not self._merging.has_result:
+            return False
+        self._publish()
+        self._merging.step(self._segments)
+        return True
 
     def merge(self, advance: Callable[[int], None] | None = None) -> CommitReport:
         """Commit, then rewrite all segments as one, without deleted documents. Results stay the same.
@@ -535,12 +569,13 @@ class IndexWriter:
         assert isinstance(encoder, CountingEncoder)  # no other kind writes counts
         opened = [CountedSegment(self.path, segment.entry, segment.deleted) for segment in counted]
         frequency, documents, length = collection_statistics(opened, len(encoder.vocabulary))
-        if not length:
+        if not length and self._is_new:
             raise InputError(
                 "none of the documents has a term, so there is nothing to learn statistics from; "
                 "check that they have a title or a text"
             )
-        encoder.fit_statistics(frequency, documents, length)
+        if length:  # else there is nothing to weigh either, and documents of a later commit may have terms
+            encoder.fit_statistics(frequency, documents, length)
         with ThreadPoolExecutor(self._workers) as threads:
             weighed = threads.map(lambda segment: weigh_segment(segment, encoder), opened)
             for segment, entry in zip(counted, weighed, strict=True):

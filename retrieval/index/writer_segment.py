@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.index.arrays import ArrayWriter, map_array, sync_folder
-from retrieval.index.manifest import DeletesEntry, SegmentEntry
+from retrieval.index.fields import FieldColumn
+from retrieval.index.manifest import DeletesEntry, FieldKind, SegmentEntry
 from retrieval.index.segment import DELETES_FOLDER, SEGMENTS_FOLDER
 from retrieval.index.segment_writer import COUNTS_FILE
 from retrieval.index.string_table import StringTable
@@ -38,18 +39,24 @@ class WriterSegment:
 
     def delete(self, ids: Sequence[str]) -> int:
         """Mark documents as deleted; how many were there and live."""
-        return self._delete_rows(self.ids.find(ids))
+        return self.delete_rows(self.ids.find(ids))
 
     def delete_all_of(self, other: WriterSegment) -> int:
         """The same for the documents of another segment, which take the place of these."""
-        return self._delete_rows(self.ids.find_table(other.ids))
+        return self.delete_rows(self.ids.find_table(other.ids))
 
-    def _delete_rows(self, rows: NDArray[np.int64]) -> int:
+    def delete_rows(self, rows: NDArray[np.int64]) -> int:
+        """Mark rows as deleted, -1 being none; how many were live."""
         rows = np.unique(rows[rows >= 0])
         rows = rows[~self.deleted[rows]]
         self.deleted[rows] = True
         self._changed |= len(rows) > 0
         return len(rows)
+
+    def open_fields(self, index: Path, kinds: Mapping[str, FieldKind]) -> dict[str, FieldColumn]:
+        """The values of each field by row."""
+        folder = index / SEGMENTS_FOLDER / self.entry.name
+        return {name: FieldColumn.open(folder, name, kind, self.entry.files) for name, kind in kinds.items()}
 
     def write_deletes(self, index: Path, generation: int) -> None:
         """Write the bitmap of deleted documents under a new name, if it changed since the last commit."""
