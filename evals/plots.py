@@ -11,6 +11,7 @@ import numpy as np
 from evals.comparison import Comparison
 from evals.metrics import MEASURES
 from runtime.errors import NotFoundError
+from runtime.pictures import BLUE, GREY, INK, ORANGE, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 MEASURE = "nDCG@10"
 """The measure that is shown query by query."""
-
-# Colours that people with the common colour blindnesses tell apart, and that survive a grey printer.
-BLUE, ORANGE, GREY, INK = "#2a6f97", "#d1663b", "#9aa3ab", "#22282d"
 
 
 def plot_report(report: Report, path: Path) -> None:
@@ -37,7 +35,7 @@ def plot_report(report: Report, path: Path) -> None:
     _bars(left, [report.metrics[name] for name in MEASURES])
     values = np.array([row[MEASURE] for row in report.per_query.values()])
     _histogram(right, values, report.metrics[MEASURE])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_reports(reports: Sequence[Report], path: Path) -> None:
@@ -58,7 +56,7 @@ def plot_reports(reports: Sequence[Report], path: Path) -> None:
     axes.set_yticks(places, names)
     axes.set_xlim(0, 1)
     axes.tick_params(axis="y", length=0)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_comparison(comparison: Comparison, name_a: str, name_b: str, path: Path) -> None:
@@ -86,7 +84,7 @@ def plot_comparison(comparison: Comparison, name_a: str, name_b: str, path: Path
     )
     left.text(0.98, 0.95, f"equal: {row.ties:,}", transform=left.transAxes, color=GREY, ha="right", va="top")
     _difference_bars(right, comparison)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _figure(panels: int, height: float = 4.4, widths: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
@@ -194,8 +192,3 @@ def _difference_bars(axes: Axes, comparison: Comparison) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_title("difference of the means", loc="left", fontsize=10, color=INK)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", facecolor="white")
