@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import LexpertError, UsageError
+from runtime.progress import Advance, progress
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
@@ -51,6 +52,10 @@ class Processes:
                 raise LexpertError(
                     "another process of this training has ended; see its message, and start all of them again"
                 ) from error
+
+    def progress(self, description: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        """As `runtime.progress.progress`, shown by the process that leads alone."""
+        return progress(description, total, unit) if self.leads else nullcontext(lambda _: None)
 
     def add_up(self, numbers: Tensor) -> None:
         """Sum a tensor over all processes, in place."""

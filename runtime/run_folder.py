@@ -61,8 +61,8 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is something that depends on the request: the text as tokens, or a checkpoint."""
-        return self.tokens.exists() or bool(self.complete_steps())
+        """Whether there is something that depends on the request: the text as tokens, a checkpoint, a report."""
+        return self.tokens.exists() or self.report.exists() or bool(self.complete_steps())
 
     @property
     def has_stepped(self) -> bool:
@@ -93,7 +93,7 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(out: Path, request: dict[str, Any], resume: bool) -> Iterator[RunFolder]:
+def open_run(out: Path, request: dict[str, Any], resume: bool, leads: bool = True) -> Iterator[RunFolder]:
     """The folder of a training, new or to go on in, for this process alone.
 
     A training that ends by an error before its first step takes with it what it made, so that the same command can
@@ -102,6 +102,7 @@ def open_run(out: Path, request: dict[str, Any], resume: bool) -> Iterator[RunFo
     Args:
         request: all that the result depends on, as JSON has it.
         resume: go on in a folder that is there; without one, start.
+        leads: whether this process opens it, for all that train together; the others are told where things are.
 
     Raises:
         ConflictError: the folder is there, not empty, and `resume` is not given, or another process works in it.
@@ -109,6 +110,9 @@ def open_run(out: Path, request: dict[str, Any], resume: bool) -> Iterator[RunFo
         FormatError: it is no folder of a training.
     """
     run = RunFolder(out)
+    if not leads:
+        yield run
+        return
     existed = out.exists()
     empty = out.is_dir() and not any(out.iterdir())
     if existed and not empty and not resume:
@@ -125,7 +129,7 @@ def open_run(out: Path, request: dict[str, Any], resume: bool) -> Iterator[RunFo
                 f"{out} is being trained in by another process; wait until it is done"
             ) from None
         if run.request.exists() and run.has_begun:
-            _require_same(run.request, request)
+            require_same(run.request, request)
             run.remove_incomplete()
             yield run
             return
@@ -167,10 +171,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _require_same(path: Path, request: dict[str, Any]) -> None:
+def require_same(path: Path, request: dict[str, Any]) -> None:
+    """Compare what is asked for with what was, in a file of `write_json`.
+
+    Raises:
+        UsageError: they differ; says where.
+    """
     before = read_json(path)
     now = json.loads(json.dumps(request))
-    changed = [name for name in now if before.get(name) != now[name]]
+    # Those too that are there no more: a part that was left out is named by none of its settings.
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed == [DIGESTS]:
         raise UsageError(
             f"the text has changed since {path.parent} was started; give it as it was, or the name of a new folder"
@@ -178,7 +188,7 @@ def _require_same(path: Path, request: dict[str, Any]) -> None:
     changed = [name for name in changed if name != DIGESTS]
     if changed:
         was = ", ".join(f"{name} {before.get(name)!r}" for name in changed)
-        asked = ", ".join(f"{name} {now[name]!r}" for name in changed)
+        asked = ", ".join(f"{name} {now.get(name)!r}" for name in changed)
         raise UsageError(
             f"{path.parent} was started with {was}, and is asked to go on with {asked}; give the same options"
         )

@@ -141,8 +141,8 @@ class ExpertTrainer(transformers.Trainer):
             record |= {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
             if not math.isfinite(logs["loss"]):
                 raise LexpertError(
-                    f"the loss is {logs['loss']} at step {step}; go on from an earlier checkpoint with a lower "
-                    "learning rate, or a warmup"
+                    f"the loss is {logs['loss']} at step {step}; train anew with a lower learning rate, or a "
+                    "warmup"
                 )
         else:
             return

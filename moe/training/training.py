@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from moe.training.settings import TrainingSettings
 from runtime.errors import NotFoundError, UsageError
 from runtime.output_folder import new_folder, require_room
 from runtime.processes import Processes, joined_processes
-from runtime.progress import Advance, progress
 from runtime.run_folder import DIGESTS, RunFolder, open_run, read_json, write_json
 from runtime.step_log import StepLog, read_records
 
@@ -123,7 +121,7 @@ def train(
             "block": length,
             "processes": processes.count,
         }
-        with _opened(out, request, resume, processes) as run:
+        with open_run(out, request, resume, processes.leads) as run:
             if processes.leads and not run.report.exists() and not run.tokens.exists():
                 write_tokens(stream_tokens(text, loaded.tokenizer), run.tokens, settings.max_tokens)
             processes.wait()
@@ -135,13 +133,6 @@ def train(
             evaluation = spread(held_out, settings.eval_blocks)
             with without_progress_bars():
                 return _run(model, loaded, settings, loss, training, evaluation, run, processes)
-
-
-def _opened(
-    out: Path, request: dict[str, Any], resume: bool, processes: Processes
-) -> AbstractContextManager[RunFolder]:
-    """The folder of the training, which the process that leads opens for all."""
-    return open_run(out, request, resume) if processes.leads else nullcontext(RunFolder(out))
 
 
 def _run(
@@ -169,7 +160,7 @@ def _run(
     processes.wait()  # until all have seen where to start
     log = StepLog(run.log, run.tensorboard, start) if processes.leads else None
     try:
-        with _progress(settings.steps - (start or 0), processes) as advance:
+        with processes.progress("training", settings.steps - (start or 0), "steps") as advance:
             trainer = ExpertTrainer(
                 trained,
                 settings,
@@ -220,10 +211,6 @@ def _run(
     write_json(run.report, asdict(report))
     processes.wait()
     return report
-
-
-def _progress(steps: int, processes: Processes) -> AbstractContextManager[Advance]:
-    return progress("training", steps, "steps") if processes.leads else nullcontext(lambda _: None)
 
 
 def _draw(run: RunFolder, records: list[dict[str, Any]], report: TrainingReport) -> None:
