@@ -20,4 +20,4 @@ class DeepImpactEncoder(TokenWeightEncoder):
 
     def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
         """Weight 1 for each distinct word; a word that its tokens stand for weighs 1 in all. Takes no inference."""
-        return self._encode(texts, self.settings.query_prompt, binary=True)
+        return self._encode(texts, queries=True, binary=True)

@@ -87,6 +87,8 @@ class TokenWeightEncoder(SparseEncoder):
     @cached_property
     def fingerprint(self) -> str:  # hashing the weights takes a second
         settings = {**asdict(self.settings), "max_active_dims": self._options.max_active_dims}
+        if settings["max_query_length"] is None:  # as before there were limits of queries
+            del settings["max_query_length"]
         return fingerprint(settings, self._files())
 
     def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> SparseActivations:
@@ -95,19 +97,24 @@ class TokenWeightEncoder(SparseEncoder):
         Raises:
             LexpertError: the model computed NaN or infinity.
         """
-        return self._encode(texts, self.settings.document_prompt, advance)
+        return self._encode(texts, advance)
 
     def _encode(
-        self, texts: Sequence[str], prompt: str, advance: Advance | None = None, binary: bool = False
+        self,
+        texts: Sequence[str],
+        advance: Advance | None = None,
+        queries: bool = False,
+        binary: bool = False,
     ) -> SparseActivations:
         model = self.model
+        prompt = self.settings.query_prompt if queries else self.settings.document_prompt
         given = [place for place, text in enumerate(texts) if text.strip()]
         if advance is not None and len(given) < len(texts):
             advance(len(texts) - len(given))
         places: list[NDArray[np.int64]] = []
         parts = []
         prompted = [prompt + texts[place] for place in given]
-        for batch, tokens in model.batches(prompted, advance):
+        for batch, tokens in model.batches(prompted, advance, queries):
             part = model.query_terms(tokens) if binary else model.activations(tokens)
             if not np.isfinite(part.weights).all():
                 raise LexpertError(

@@ -42,12 +42,14 @@ class TokenWeightSettings:
     Attributes:
         max_length: most tokens of a text, special ones included; None means the tokenizer's own limit.
         query_prompt, document_prompt: put before each text; their tokens are weighed as well.
+        max_query_length: most tokens of a query; None for `max_length`.
     """
 
     family: Family
     max_length: int | None = None
     query_prompt: str = ""
     document_prompt: str = ""
+    max_query_length: int | None = None
 
 
 class TokenWeightModel(nn.Module):
@@ -135,15 +137,19 @@ class TokenWeightModel(nn.Module):
             ) from None
         return model.eval()
 
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Tokens of each text, cut at the longest; prompts are the caller's."""
-        return self._reader.tokenize(texts, self.settings.max_length)
+    def tokenize(self, texts: Sequence[str], queries: bool = False) -> Tokens:
+        """Tokens of each text, cut at the longest of documents or of queries; prompts are the caller's."""
+        return self._reader.tokenize(texts, self._limit(queries))
 
     def batches(
-        self, texts: Sequence[str], advance: Advance | None = None
+        self, texts: Sequence[str], advance: Advance | None = None, queries: bool = False
     ) -> Iterator[tuple[NDArray[np.int64], Tokens]]:
         """See `TextTransformer.batches`."""
-        return self._reader.batches(texts, self.settings.max_length, advance)
+        return self._reader.batches(texts, self._limit(queries), advance)
+
+    def _limit(self, queries: bool) -> int | None:
+        limit = self.settings.max_query_length if queries else None
+        return self.settings.max_length if limit is None else limit
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Term weights of documents, with gradients: float32 ``[rows, num_terms]``, all ≥ 0."""
@@ -223,7 +229,11 @@ def read_settings(folder: Path) -> TokenWeightSettings:
     prompts = [described.get(name, "") for name in ("query_prompt", "document_prompt")]
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise FormatError(f"{path}: prompts must be texts")
-    return TokenWeightSettings(family, st_folder.length_in(described, "max_length", path), *prompts)
+    documents, queries = (
+        st_folder.length_in(described, name, path) for name in ("max_length", "max_query_length")
+    )
+    query_prompt, document_prompt = prompts
+    return TokenWeightSettings(family, documents, query_prompt, document_prompt, queries)
 
 
 def write_settings(folder: Path, settings: TokenWeightSettings) -> None:
@@ -246,8 +256,8 @@ def read_words(folder: Path) -> list[tuple[int, ...]]:
 
 
 def limited(settings: TokenWeightSettings, max_length: int | None) -> TokenWeightSettings:
-    """`settings` with another limit of tokens, if there is one."""
-    return replace(settings, max_length=max_length) if max_length is not None else settings
+    """`settings` with another limit of tokens for documents and queries, if there is one."""
+    return settings if max_length is None else replace(settings, max_length=max_length, max_query_length=None)
 
 
 def _new_head(family: Family, width: int) -> nn.Sequential:

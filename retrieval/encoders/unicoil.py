@@ -14,4 +14,4 @@ class UniCoilEncoder(TokenWeightEncoder):
     family = "unicoil"
 
     def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
-        return self._encode(texts, self.settings.query_prompt)
+        return self._encode(texts, queries=True)

@@ -146,6 +146,24 @@ def test_training_inference_and_the_saved_encoder_agree(
     assert again.count_tokens(TEXTS) == sum(map(len, model.tokenize(TEXTS)["input_ids"]))
 
 
+@pytest.mark.parametrize("family", ["unicoil", "deepimpact"])
+def test_queries_have_a_limit_of_their_own(
+    make_language_model: MakeModel, tmp_path: Path, family: str
+) -> None:
+    text = "the how do vaccines work virus"
+    for limit in (None, 4):
+        model = started(make_language_model(), family, max_length=7, max_query_length=limit)
+        model.save(tmp_path / str(limit))
+    same, short = (SparseEncoder.load(tmp_path / str(limit)) for limit in (None, 4))
+    assert np.diff(same.encode_queries([text]).indptr) == [5]
+    assert np.diff(short.encode_queries([text]).indptr) == [2]
+    assert np.diff(short.encode_documents([text]).indptr) == [5]
+    assert short.fingerprint != same.fingerprint
+    assert len(model.tokenize([text], queries=True)["input_ids"][0]) == 4
+    given = SparseEncoder.load(tmp_path / "4", max_length=5)
+    assert np.diff(given.encode_queries([text]).indptr) == [3]
+
+
 def test_the_weight_of_a_word_is_that_of_its_first_token(make_language_model: MakeModel) -> None:
     model = started(make_language_model(), "deepimpact")
     tokens = model.tokenize(["the vaccines learns vaccines"])
