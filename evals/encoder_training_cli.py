@@ -77,6 +77,7 @@ def encoder_command(
         TrainingSet.load(training_set),
         out,
         evaluate=ndcg_on(evaluate, split) if evaluate else None,
+        evaluated_on=[f"{Path(folder).resolve()}, {split or 'test'}" for folder in evaluate or []],
         watch_routers=RoutingRecorder,
         resume=resume,
         device=device,
@@ -171,11 +172,16 @@ def head_command(
     from moe.training.training import train
     from retrieval.training.head import add_head
     from runtime.errors import ConflictError
+    from runtime.run_folder import require_same, write_json
 
-    start = out / "start"
+    start, request = out / "start", out / "head.json"
+    asked = {"base": str(base.resolve()), "text": [str(path.resolve()) for path in text]}
     if not resume and out.exists():
         raise ConflictError(f"{out} exists already; go on with --resume, or give the name of a new folder")
+    if request.exists():
+        require_same(request, asked)
     fit = None if start.exists() else add_head(base, start, first_documents(text), device=device or "cpu")
+    write_json(request, asked)
     if fit is not None and not as_json:
         typer.echo(
             f"fitted the head on {fit.tokens:,} tokens: {fit.first:.0%} of them light up themselves most of all, and "

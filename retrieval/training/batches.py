@@ -23,7 +23,7 @@ class TrainingBatch:
 
     Attributes:
         queries: int64 ``[q]``.
-        passages: int64 ``[p]``, distinct: positives and drawn negatives.
+        passages: int64 ``[p]``, ascending and distinct: positives and drawn negatives.
         listed: int64 ``[q, n]``, columns in `passages` of each query's positive and negatives; -1 for none.
         known: bool ``[q, p]``, passages that answer the query by some pair of the set.
         listed_scores: float32 ``[q, n]`` of the training set's teachers, where the recipe needs them.
@@ -62,9 +62,10 @@ class TrainingBatches:
         # One text may be asked several times, with other answers: none of them is a negative of it.
         numbers: dict[str, int] = {}
         self._texts = np.array([numbers.setdefault(text, len(numbers)) for text in data.queries], np.int64)
-        self._answers = {
-            (int(text), int(passage)) for text, passage in zip(self._texts, data.positives, strict=True)
-        }
+        answers: dict[int, list[int]] = {}
+        for number, passage in zip(self._texts.tolist(), data.positives.tolist(), strict=True):
+            answers.setdefault(number, []).append(passage)
+        self._answers = {number: np.unique(found) for number, found in answers.items()}
         self._epoch = lru_cache(maxsize=1)(self._order)
 
     def __getitem__(self, number: int) -> TrainingBatch:
@@ -120,9 +121,13 @@ class TrainingBatches:
         return np.concatenate([shares[i] for i in draw.permutation(len(shares))])
 
     def _known(self, queries: NDArray[np.int64], passages: NDArray[np.int64]) -> NDArray[np.bool_]:
-        texts = self._texts[queries].tolist()
-        columns = passages.tolist()
-        return np.array([[(text, passage) in self._answers for passage in columns] for text in texts], bool)
+        known = np.zeros((len(queries), len(passages)), bool)
+        for row, text in enumerate(self._texts[queries].tolist()):
+            answers = self._answers[text]
+            columns = np.searchsorted(passages, answers)
+            columns = columns[np.append(passages, -1)[columns] == answers]
+            known[row, columns] = True
+        return known
 
     def _require(self, recipe: Recipe) -> None:
         data, batch = self._data, recipe.batch

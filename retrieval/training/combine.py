@@ -36,8 +36,7 @@ def min_max(scores: NDArray[Any]) -> NDArray[np.float32]:
 
 def ensemble(teachers: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     """The average over teachers of their scores ``[queries, passages]``, each min-max normalised per query."""
-    if not teachers:
-        raise UsageError("there is no teacher to combine; run lexpert train teach on the training set first")
+    _require_any(teachers)
     total = np.zeros(teachers[0].shape, np.float64)
     for scores in teachers:
         total += min_max(scores)
@@ -58,14 +57,18 @@ def ensemble_lists(teachers: Sequence[Lists]) -> list[NDArray[np.float32]]:
     Raises:
         UsageError: no teacher, or teachers that scored different candidates.
     """
-    if not teachers:
-        return list(ensemble([]))
+    _require_any(teachers)
     combined = []
     for number, lists in enumerate(zip(*teachers, strict=True)):
         if len({len(scores) for scores in lists}) > 1:
             raise UsageError(f"the teachers scored different numbers of candidates for query {number}")
         combined.append(ensemble(lists))
     return combined
+
+
+def _require_any(teachers: Sequence[Any]) -> None:
+    if not teachers:
+        raise UsageError("there is no teacher to combine; run lexpert train teach on the training set first")
 
 
 def rescale_like(scores: Lists, reference: Lists) -> list[NDArray[np.float32]]:

@@ -97,7 +97,8 @@ class Optimiser(_Part):
 
     Attributes:
         learning_rate: at its highest.
-        table_learning_rate: that of a learned query table; None keeps the table as it is, the IDF of its tokens.
+        table_learning_rate: that of a learned query table; None keeps the table as it starts: that of the encoder
+            which is gone on from, or the IDF of tokens.
         warmup: steps in which the rate rises from 0.
         schedule: what it does then.
         max_grad_norm: gradients are scaled down to it.
@@ -184,6 +185,11 @@ class Recipe(_Part):
             raise ValueError(
                 f"{self.batch.queries} queries of a batch cannot be shared out among {self.batch.topics} topics"
             )
+        if self.batch.queries == 1 and not self.batch.negatives:
+            raise ValueError(
+                "a batch of one query without negatives has nothing to compare its positive with; give batch.queries "
+                "or batch.negatives"
+            )
         if self.optimiser.warmup >= self.steps:
             raise ValueError(f"warmup takes {self.optimiser.warmup} steps, but there are {self.steps}")
         for loss in self.losses:
@@ -242,6 +248,8 @@ def load_recipe(name: str | Path) -> Recipe:
         described = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise NotFoundError(f"there is no recipe file {path}") from None
+    except IsADirectoryError:
+        raise FormatError(f"{path} is a folder; give a recipe file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(described, dict):

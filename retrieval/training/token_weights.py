@@ -8,19 +8,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from retrieval.encoders.catalogue import ENCODER_FILE
+from retrieval.encoders.sentence_transformers_folder import read_object
 from retrieval.encoders.token_inputs import Tokens
-from retrieval.encoders.token_weight_model import TokenWeightModel
+from retrieval.encoders.token_weight_model import TokenWeightModel, TokenWeightSettings
 
 
 class TokenWeights(nn.Module):
-    """A `retrieval.training.sparse_model.TrainableEncoder`; one limit of tokens holds for both sides."""
+    """A `retrieval.training.sparse_model.TrainableEncoder`."""
 
     def __init__(self, model: TokenWeightModel, device: torch.device) -> None:
         super().__init__()
         self.model, self.device = model, device
 
     def tokenize_queries(self, texts: Sequence[str]) -> Tokens:
-        return self.model.tokenize(texts)
+        return self.model.tokenize(texts, queries=True)
 
     def tokenize_passages(self, texts: Sequence[str]) -> Tokens:
         return self.model.tokenize(texts)
@@ -34,3 +36,15 @@ class TokenWeights(nn.Module):
 
     def save(self, folder: Path) -> None:
         self.model.save(folder)
+
+
+def start_token_weights(
+    base: Path, settings: TokenWeightSettings, passages: Sequence[str], device: torch.device
+) -> TokenWeights:
+    """A model to train: an encoder of the same family as it is, or any other transformer with a new head."""
+    if read_object(base / ENCODER_FILE).get("family") == settings.family:
+        model = TokenWeightModel.load(base, device=str(device))
+        model.settings = settings
+    else:
+        model = TokenWeightModel.start(base, settings, passages, device=str(device), dtype="float32")
+    return TokenWeights(model, device)

@@ -37,6 +37,9 @@ from runtime.write_errors import naming_what_cannot_be_written
 WEIGHTS = "weights.safetensors"
 SIDES = ("queries", "passages")
 
+EMPTY_BATCHES = 3
+"""So many batches on end without an active term on a side are no chance: a few short queries may have none."""
+
 
 class Numbers(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Numbers of batches: what is in them is made when they are trained on."""
@@ -106,6 +109,7 @@ class EncoderTrainer(transformers.Trainer):
         }
         self.strengths: dict[str, float] = {}
         self._figures: list[Record] = []
+        self._empty_batches = dict.fromkeys(SIDES, 0)
         self._processes = processes
         if processes.rank:
             torch.manual_seed(recipe.seed + processes.rank)  # dropout is to differ
@@ -201,8 +205,8 @@ class EncoderTrainer(transformers.Trainer):
         record |= {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
         if not math.isfinite(logs.get("grad_norm", 0.0)):
             raise LexpertError(
-                f"a gradient is no number at step {record['step']}; go on from an earlier checkpoint with a lower "
-                "optimiser.learning_rate, or with precision: float32"
+                f"a gradient is no number at step {record['step']}; train anew with a lower optimiser.learning_rate, "
+                "or with precision: float32"
             )
         if self._log is not None:
             self._log.add(record)
@@ -294,8 +298,7 @@ class EncoderTrainer(transformers.Trainer):
             with torch.no_grad():
                 active = active_terms(weights, counts)
                 figures[f"active_{side}"] = active.mean().item()
-            if not math.isnan(total.item()) and not active.any():
-                raise LexpertError(self._all_zero(side))
+            self._require_terms(side, weights, active)
             if side in self._penalties:
                 penalty = self._penalties[side](weights, counts)
                 figures[f"penalty_{side}"] = penalty.item()
@@ -330,6 +333,12 @@ class EncoderTrainer(transformers.Trainer):
             total = total + settings.weight * loss
         return total, figures
 
+    def _require_terms(self, side: str, weights: Tensor, active: Tensor) -> None:
+        empty = not active.any() and not weights.isnan().any()
+        self._empty_batches[side] = self._empty_batches[side] + 1 if empty else 0
+        if self._empty_batches[side] == EMPTY_BATCHES:
+            raise LexpertError(self._all_zero(side))
+
     def _all_zero(self, side: str) -> str:
         step = self.state.global_step + 1
         given: PenaltySettings | None = getattr(self._recipe.penalties, side)
@@ -361,8 +370,8 @@ class EncoderTrainer(transformers.Trainer):
             partial_path.write_text(json.dumps(described, indent=1) + "\n", "utf-8")
             partial_path.rename(path)
         raise LexpertError(
-            f"the loss is {loss} at step {step}, whose batch is in {path}; go on from an earlier checkpoint with a "
-            "lower optimiser.learning_rate or a longer warmup, or with precision: float32"
+            f"the loss is {loss} at step {step}, whose batch is in {path}; train anew with a lower "
+            "optimiser.learning_rate or a longer warmup, or with precision: float32"
         )
 
 

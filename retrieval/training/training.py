@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from retrieval.encoders.encoder import SparseEncoder
 from retrieval.training.recipe import Recipe
 from retrieval.training.training_set import TrainingSet
-from runtime.errors import NotFoundError, UsageError
+from runtime.errors import FormatError, NotFoundError, UsageError
 from runtime.output_folder import new_folder, require_room
-from runtime.progress import Advance, progress
 from runtime.run_folder import RunFolder, open_run, read_json, write_json
 from runtime.step_log import StepLog, read_records
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from retrieval.encoders.sentence_transformers_folder import SparseEncoderFolder, TableRoute
     from retrieval.training.router_losses import RouterWatch
     from runtime.processes import Processes
 
@@ -75,6 +74,7 @@ def train(
     out: str | Path,
     *,
     evaluate: Evaluate | None = None,
+    evaluated_on: Sequence[str] = (),
     watch_routers: Callable[[Any], RouterWatch] | None = None,
     resume: bool = False,
     device: str | None = None,
@@ -89,11 +89,13 @@ def train(
 
     Args:
         recipe: see `retrieval.training.recipe`.
-        base: folder of a masked language model (of any transformer for uniCOIL and DeepImpact), or of an encoder.
+        base: folder of a masked language model (of any transformer for uniCOIL and DeepImpact), or of an encoder,
+            whose query table, query model or head of token weights is gone on from where the recipe has one too.
         data: what is trained on.
         out: folder of the training; see `runtime.run_folder`.
         evaluate: called with the encoder at each interval; the encoder with the best mean is kept. It must not depend
             on anything that changes from one call to the next.
+        evaluated_on: what it evaluates on, by name; a training is gone on with on the same.
         watch_routers: makes a recorder of a model's routers, for recipes that name their losses.
         resume: go on in `out`; where there is nothing to go on with, start. A training that is done is reported again.
         device: of torch; None takes a GPU where there is one, or one for each process.
@@ -108,13 +110,13 @@ def train(
     _require_packages()
     import torch
 
-    from retrieval.encoders.fingerprint import fingerprint, model_files
+    from retrieval.encoders.fingerprint import fingerprint
     from retrieval.encoders.sentence_transformers_folder import read_folder
     from retrieval.training.batches import TrainingBatches
     from runtime.processes import joined_processes
 
     base, out = Path(base), Path(out)
-    folder = read_folder(base).documents.folder
+    described = read_folder(base)
     batches = TrainingBatches(data, recipe)
     with joined_processes(device) as processes:
         if processes.count > 1 and recipe.batch.sampled_terms:
@@ -124,27 +126,21 @@ def train(
             )
         torch.manual_seed(recipe.seed)  # of a head that starts at random
         # Loaded first: a folder that holds no model must not leave a folder of a training behind.
-        model, idf = _new_model(recipe, folder, data, torch.device(processes.device))
+        model, idf = _new_model(recipe, described, data, torch.device(processes.device))
         request = {
             "base": str(base.resolve()),
-            "base_weights": fingerprint({}, model_files(folder)),
+            "base_weights": fingerprint({}, _files(described)),
             "training_set": data.digest,
             "evaluated": evaluate is not None,
+            **({"evaluated_on": list(evaluated_on)} if evaluated_on else {}),
             "processes": processes.count,
             **_flat("recipe", recipe.model_dump()),
         }
-        with _opened(out, request, resume, processes) as run:
+        with open_run(out, request, resume, processes.leads) as run:
             processes.wait()
             if run.report.exists():
                 return TrainingReport(**read_json(run.report))
             return _run(recipe, base, model, data, batches, idf, evaluate, watch_routers, run, processes)
-
-
-def _opened(
-    out: Path, request: dict[str, Any], resume: bool, processes: Processes
-) -> AbstractContextManager[RunFolder]:
-    """The folder of the training, which the process that leads opens for all."""
-    return open_run(out, request, resume) if processes.leads else nullcontext(RunFolder(out))
 
 
 def _run(
@@ -180,7 +176,7 @@ def _run(
         return processes.from_leader(evaluations.at(step) if processes.leads else ({}, False))
 
     try:
-        with _progress(recipe.steps - (start or 0), processes) as advance, quiet():
+        with processes.progress("training", recipe.steps - (start or 0), "steps") as advance, quiet():
             trainer = EncoderTrainer(
                 model, recipe, data, batches, idf, run, log, advance, evaluate_at, routers, processes
             )
@@ -218,10 +214,6 @@ def _run(
     write_json(run.report, asdict(report))
     processes.wait()
     return report
-
-
-def _progress(steps: int, processes: Processes) -> AbstractContextManager[Advance]:
-    return progress("training", steps, "steps") if processes.leads else nullcontext(lambda _: None)
 
 
 class Evaluations:
@@ -290,10 +282,29 @@ class Evaluations:
             self._model.save(partial)
 
 
-def _new_model(recipe: Recipe, folder: Path, data: TrainingSet, device: Any) -> tuple[Any, Tensor | None]:
+def _files(base: SparseEncoderFolder) -> dict[str, Path]:
+    """All that a training takes from a folder, by name."""
+    from retrieval.encoders.fingerprint import model_files
+    from retrieval.encoders.sentence_transformers_folder import TableRoute
+    from retrieval.encoders.token_weight_model import HEAD_FILE, WORDS_FILE
+
+    folder, queries = base.documents.folder, base.queries
+    files = model_files(folder)
+    files |= {name: folder / name for name in (HEAD_FILE, WORDS_FILE) if (folder / name).is_file()}
+    if isinstance(queries, TableRoute):
+        files["query table"] = queries.weights
+    elif queries.folder != folder:
+        files |= {f"queries/{name}": path for name, path in model_files(queries.folder).items()}
+    return files
+
+
+def _new_model(
+    recipe: Recipe, base: SparseEncoderFolder, data: TrainingSet, device: Any
+) -> tuple[Any, Tensor | None]:
     """The module to train, and the idf of its terms for penalties, where there is a query table."""
     import torch
 
+    from retrieval.encoders.sentence_transformers_folder import TableRoute
     from retrieval.training.sparse_model import (
         QueryWeights,
         SparseModel,
@@ -303,25 +314,37 @@ def _new_model(recipe: Recipe, folder: Path, data: TrainingSet, device: Any) -> 
 
     batch, idf = recipe.batch, None
     model: Any
-    if recipe.family in ("unicoil", "deepimpact"):
-        from retrieval.encoders.token_weight_model import TokenWeightModel, TokenWeightSettings
-        from retrieval.training.token_weights import TokenWeights
+    if recipe.family != "splade":
+        from retrieval.encoders.token_weight_model import TokenWeightSettings
+        from retrieval.training.token_weights import start_token_weights
 
-        settings = TokenWeightSettings(recipe.family, batch.max_passage_length)
-        started = TokenWeightModel.start(folder, settings, data.passages, device=str(device), dtype="float32")
-        model = TokenWeights(started, device)
+        settings = TokenWeightSettings(
+            recipe.family, batch.max_passage_length, max_query_length=batch.max_query_length
+        )
+        model = start_token_weights(base.documents.folder, settings, data.passages, device)
     else:
-        passages = TermModel(folder, recipe.activation, device)
-        if recipe.frozen_layers is not None:
-            passages.freeze(recipe.frozen_layers)
+        passages = TermModel(base.documents.folder, recipe.activation, device)
         queries: Any = None
         if recipe.queries == "own":
-            queries = copy.deepcopy(passages)
+            separate = (
+                not isinstance(base.queries, TableRoute) and base.queries.folder != base.documents.folder
+            )
+            queries = (
+                TermModel(base.queries.folder, recipe.activation, device)
+                if separate
+                else copy.deepcopy(passages)
+            )
         elif recipe.queries == "table":
-            table = inverse_document_frequency(passages.tokenizer, data.passages, passages.num_terms)
+            frequency = inverse_document_frequency(passages.tokenizer, data.passages, passages.num_terms)
+            rare = torch.from_numpy(frequency).to(device)
+            idf = rare.clamp(min=recipe.idf_floor)
+            table = _table(base.queries, passages.num_terms) if isinstance(base.queries, TableRoute) else None
             learned = recipe.optimiser.table_learning_rate is not None
-            queries = QueryWeights(passages.tokenizer, torch.from_numpy(table).to(device), learned)
-            idf = torch.from_numpy(table).to(device).clamp(min=recipe.idf_floor)
+            queries = QueryWeights(passages.tokenizer, rare if table is None else table.to(device), learned)
+        if recipe.frozen_layers is not None:
+            for side in (passages, queries):
+                if isinstance(side, TermModel):
+                    side.freeze(recipe.frozen_layers)
         model = SparseModel(passages, queries, batch.max_query_length, batch.max_passage_length)
     if recipe.dropout is not None:
         for module in model.modules():
@@ -330,6 +353,20 @@ def _new_model(recipe: Recipe, folder: Path, data: TrainingSet, device: Any) -> 
             elif isinstance(getattr(module, "dropout_prob", None), float):
                 module.dropout_prob = recipe.dropout
     return model, idf
+
+
+def _table(route: TableRoute, num_terms: int) -> Tensor:
+    import torch
+
+    from retrieval.encoders.query_table import read_query_table
+
+    weights = read_query_table(route.folder, route.weights).weights
+    if len(weights) != num_terms:
+        raise FormatError(
+            f"the query table {route.weights} has {len(weights)} terms, but the model has {num_terms}; both must share "
+            "one vocabulary"
+        )
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def _flat(path: str, value: Any) -> dict[str, Any]:

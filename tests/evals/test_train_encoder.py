@@ -83,6 +83,9 @@ def test_a_transformer_without_a_head_gets_one_and_learns(tmp_path: Path) -> Non
     model = transformers.AutoModelForMaskedLM.from_pretrained(report["encoder"])
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert json.loads(run(*arguments, "--resume"))["last_perplexity"] == report["last_perplexity"]
+    other = ("head", tmp_path, *arguments[2:], "--resume")
+    with pytest.raises(UsageError, match="was started with base"):
+        run(*other)
     with pytest.raises(UsageError, match="has a head already"):
         add_head(Path(report["encoder"]), tmp_path / "another", TEXTS)
     assert not (tmp_path / "another").exists()

@@ -51,6 +51,28 @@ def test_topics_that_do_not_fill_a_share_lose_none_of_their_queries() -> None:
     assert sorted(seen.tolist()) == list(range(16))
 
 
+def test_all_answers_of_a_text_are_known_and_nothing_else() -> None:
+    draw = np.random.default_rng(0)
+    asked = draw.integers(0, 6, 40)  # so that each text comes several times, with other answers
+    positives = draw.integers(0, 25, 40).astype(np.int32)
+    given = TrainingSet(
+        [f"query {text}" for text in asked],
+        [f"passage {i}" for i in range(25)],
+        positives,
+        [draw.permutation(25)[:3].astype(np.int32) for _ in asked],
+    )
+    answers = set(zip(asked.tolist(), positives.tolist(), strict=True))
+    described = recipe(10, 0).changed({"batch.negatives": 2})
+    batches = TrainingBatches(given, described)
+    for number in range(8):
+        batch = batches[number]
+        obvious = [
+            [(asked[query], passage) in answers for passage in batch.passages] for query in batch.queries
+        ]
+        assert batch.known.tolist() == obvious
+        assert batch.known[np.arange(10), batch.listed[:, 0]].all()
+
+
 def test_no_topics_mix_all() -> None:
     groups = np.repeat([0, 1], 50)
     batches = TrainingBatches(data(groups.tolist()), recipe(20, 0))

@@ -36,6 +36,10 @@ def test_every_recipe_is_valid_and_says_what_it_reproduces(name: str) -> None:
             "name: a\nreproduces: b\nlosses: [{kind: margin_mse}]\nbatch: {negatives: 0}",
             "give batch.negatives",
         ),
+        (
+            "name: a\nreproduces: b\nlosses: [{kind: contrastive}]\nbatch: {queries: 1, negatives: 0}",
+            "nothing to compare its positive with",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_sentence(text: str, message: str, tmp_path: Path) -> None:
@@ -58,7 +62,10 @@ def test_settings_change_by_their_path() -> None:
             load_recipe("splade-max").changed(dict([parse_option(wrong)]))
 
 
-def test_names_that_are_not_there() -> None:
+def test_names_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(FormatError, match="is a folder"):
+        load_recipe(tmp_path / "folder.yaml")
     with pytest.raises(NotFoundError, match="choose from deepimpact"):
         load_recipe("splade-min")
     with pytest.raises(LexpertError, match="no recipe file"):

@@ -212,6 +212,56 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert steps == read_records(tmp_path / "whole" / "steps.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("changes", "table"),
+    [({**TABLE}, {"table_learning_rate": 1e-1}), ({"queries": "own"}, {}), ({"family": "unicoil"}, {})],
+    ids=["table", "own", "unicoil"],
+)
+def test_a_training_goes_on_with_the_query_side_that_an_encoder_has(
+    changes: dict[str, Any], table: dict[str, float], make_recipe: MakeRecipe, make_language_model: MakeModel,
+    training_set: TrainingSet, tmp_path: Path,
+) -> None:  # fmt: skip
+    first = make_recipe(**changes, optimiser={"learning_rate": 1e-2, **table}, steps=2)
+    train(first, make_language_model(), training_set, tmp_path / "first", device="cpu")
+    # Steps too small to change anything: what comes out is what went in.
+    still = make_recipe(**changes, optimiser={"learning_rate": 1e-30, "weight_decay": 0.0}, steps=1)
+    train(still, tmp_path / "first" / "model", training_set, tmp_path / "second", device="cpu")
+    before, after = (SparseEncoder.load(tmp_path / name / "model") for name in ("first", "second"))
+    np.testing.assert_allclose(
+        after.encode_queries(training_set.queries).to_dense(),
+        before.encode_queries(training_set.queries).to_dense(),
+        rtol=1e-5,
+    )
+
+
+def test_another_collection_to_evaluate_on_is_refused(
+    make_recipe: MakeRecipe, make_language_model: MakeModel, training_set: TrainingSet, tmp_path: Path
+) -> None:
+    def go(*names: str) -> None:
+        train(
+            make_recipe(steps=1), make_language_model(), training_set, tmp_path / "run", resume=True,
+            evaluate=lambda _: {"a": 0.5}, evaluated_on=names, device="cpu",
+        )  # fmt: skip
+
+    go("scifact, test")
+    go("scifact, test")
+    with pytest.raises(UsageError, match=r"evaluated_on \['scifact, test'\], and is asked to go on with"):
+        go("scifact, train")
+
+
+def test_a_few_queries_without_terms_stop_nothing(
+    make_recipe: MakeRecipe, make_language_model: MakeModel, tmp_path: Path
+) -> None:
+    data = TrainingSet(
+        ["🦠", "the virus", "the cell", "how vaccines"],  # the first is of unknown tokens alone
+        ["the virus in the body", "the immune system", "how cell learns", "vaccines protect"],
+        np.arange(4, dtype=np.int32),
+        [np.array([(query + 1) % 4], np.int32) for query in range(4)],
+    )
+    recipe = make_recipe(**TABLE, batch={"queries": 1, "negatives": 1}, steps=4)
+    assert train(recipe, make_language_model(), data, tmp_path / "run", device="cpu").steps == 4
+
+
 LIMITED = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
 LIMITED += "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
 
