@@ -73,11 +73,13 @@ def new_folder(out: Path) -> Iterator[Path]:
             try:
                 _empty(partial)
                 yield partial
-                (partial / _LOCK_FILE).unlink()
                 for path in (*partial.iterdir(), partial):
                     _make_durable(path)
                 require_new(out)
                 partial.rename(out)
+                # Not before: without it a killed run's folder would not be known as such.
+                (out / _LOCK_FILE).unlink()
+                _make_durable(out)
                 _make_durable(out.absolute().parent)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
