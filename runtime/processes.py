@@ -105,12 +105,13 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
         device: ``"cpu"`` or ``"cuda"``; None takes GPUs where there are any.
 
     Raises:
-        UsageError: there are more processes than GPUs, a device with a number is named for several, or torchrun's
-            variables are not whole.
+        UsageError: torch has no such device here, there are more processes than GPUs, a device with a number is named
+            for several, or torchrun's variables are not whole.
     """
     count = _count()
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if count == 1:
+        _require_usable(kind)
         yield Processes(1, 0, kind)
         return
     if ":" in kind:
@@ -124,6 +125,7 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
             )
         torch.cuda.set_device(place)
         kind = f"cuda:{place}"
+    _require_usable(kind)
     begun = not torch.distributed.is_initialized()
     if begun:
         torch.distributed.init_process_group("nccl" if kind.startswith("cuda") else "gloo", timeout=PATIENCE)
@@ -132,6 +134,16 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
     finally:
         if begun:
             torch.distributed.destroy_process_group()
+
+
+def _require_usable(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from builds without CUDA
+        raise UsageError(
+            f"torch cannot use the device {device} ({str(error).splitlines()[0][:80]}); use cpu, or cuda where there "
+            "is a GPU"
+        ) from None
 
 
 def _count() -> int:

@@ -41,7 +41,7 @@ def load_language_model(folder: Path) -> Any:
     if missing:
         raise FormatError(
             f"{folder} lacks {len(missing)} of the weights of a masked language model, among them "
-            f"{missing[0]}; give a model that was saved with its vocabulary head"
+            f"{missing[0]}; give a model that was saved with its vocabulary head, or make one with: lexpert train head"
         )
     return model
 

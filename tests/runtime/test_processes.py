@@ -26,6 +26,12 @@ def test_one_process_needs_no_variables(size: str | None, monkeypatch: pytest.Mo
         assert (processes.count, processes.rank, processes.device, processes.leads) == (1, 0, "cpu", True)
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(UsageError, match=f"torch cannot use the device {device}"), joined_processes(device):
+        pass
+
+
 @pytest.mark.parametrize("size", ["abc", "", "0", "-1", "1.5"])
 def test_no_number_of_processes_is_refused(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", size)
