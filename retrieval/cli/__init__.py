@@ -4,6 +4,7 @@ from retrieval.cli.encode import encode
 from retrieval.cli.index import index_app
 from retrieval.cli.search import search
 from retrieval.cli.train_csr import csr
+from retrieval.cli.train_shrink import shrink
 from retrieval.cli.training_data import mine, teach
 
-__all__ = ["csr", "encode", "index_app", "mine", "search", "teach"]
+__all__ = ["csr", "encode", "index_app", "mine", "search", "shrink", "teach"]

@@ -2,8 +2,9 @@
 
 ``eight_bit.safetensors`` takes the place of ``model.safetensors`` in a model folder. A matrix ``NAME`` is kept as
 ``NAME.codes`` int8 ``[rows, columns]`` and ``NAME.scales`` float32 ``[rows]``, with ``matrix ≈ scales[:, None] ·
-codes``; everything else is kept in float16. The header has the version of this form and the SHA-256 of all
-tensors. It is a form on disk alone: a model computes with the float32 weights that it stands for.
+codes``; everything else is kept in float16. The header's one entry has the version of this form and the SHA-256 of
+all tensors; the order of several would change from file to file, and equal weights are to make equal files. It is a
+form on disk alone: a model computes with the float32 weights that it stands for.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from retrieval.encoders.fingerprint import EIGHT_BIT_WEIGHTS
 from runtime.errors import FormatError, UsageError
 
 VERSION = "1"
+HEADER = "eight_bit"
 LARGEST_CODE = 127
 CODES, SCALES = ".codes", ".scales"
 
@@ -60,7 +62,7 @@ def save_eight_bit(weights: Mapping[str, Tensor], folder: Path) -> Path:
             )
     path = folder / EIGHT_BIT_WEIGHTS
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, {"version": VERSION, "sha256": _digest(tensors)})
+    save_file(tensors, partial, {HEADER: f"{VERSION} {_digest(tensors)}"})
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.rename(path)
@@ -78,16 +80,16 @@ def load_eight_bit(folder: Path) -> dict[str, Tensor]:
     path = folder / EIGHT_BIT_WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("version") != VERSION:
+            version, _, digest = (file.metadata() or {}).get(HEADER, "").partition(" ")
+            if version != VERSION:
                 raise FormatError(
-                    f"{path} has version {header.get('version')!r}, but only {VERSION} is known here; "
+                    f"{path} has version {version!r}, but only {VERSION} is known here; "
                     "update lexpert or save the model again"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path} cannot be read ({error}); get the model again") from None
-    if _digest(tensors) != header.get("sha256"):
+    if _digest(tensors) != digest:
         raise FormatError(f"{path} is damaged: its checksum does not fit; get the model again")
     weights = {}
     for name, tensor in tensors.items():

@@ -29,6 +29,10 @@ ACTIVATIONS = ("relu", "log1p_relu")
 WEIGHTS = "model.safetensors"
 V5_MODULES = "sentence_transformers.sparse_encoder.models"
 
+SHARED_TOKENIZER = "tokenizer"
+"""In the config.json of a query table, where `shrink` wrote it: the module folder whose tokenizer it uses. Ours alone:
+such a folder has weights in 8 bits, which no other library reads."""
+
 
 @dataclass(frozen=True)
 class SpladeRoute:
@@ -44,7 +48,7 @@ class SpladeRoute:
 
 @dataclass(frozen=True)
 class TableRoute:
-    """Queries by table: a tokenizer, and a weight per token in model.safetensors or a JSON object."""
+    """Queries by table: a tokenizer in `folder`, and a weight per token in model.safetensors or a JSON object."""
 
     folder: Path
     weights: Path
@@ -146,7 +150,8 @@ def max_length_in(config: Mapping[str, Any], task: str, path: Path) -> int | Non
 
 
 def _table_route(folder: Path, module: Path, prompt: str) -> TableRoute:
-    named = read_object(module / "config.json").get("path")
+    config = read_object(module / "config.json")
+    named, shared = config.get("path"), config.get(SHARED_TOKENIZER)
     if named is None:
         weights = module / WEIGHTS
         if not weights.is_file() and (module / "pytorch_model.bin").is_file():
@@ -159,7 +164,7 @@ def _table_route(folder: Path, module: Path, prompt: str) -> TableRoute:
         weights = next((place for place in places if place.is_file()), places[0])
     if not weights.is_file():
         raise NotFoundError(f"the query weights {weights} are missing")
-    return TableRoute(module, weights, prompt)
+    return TableRoute(module if shared is None else _inside(folder, str(shared)), weights, prompt)
 
 
 def modules_of(folder: Path, task: str) -> list[tuple[str, Path]]:

@@ -1,8 +1,7 @@
-"""Weights in 8 bits: what rounding may do, what damage must say, and encoders that are kept so."""
+"""Weights in 8 bits: what rounding may do, and what damage must say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis.extra.numpy as arrays
@@ -12,21 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
 
 from retrieval.encoders.eight_bit_weights import (
-    EIGHT_BIT_WEIGHTS,
     load_eight_bit,
     quantise_rows,
     save_eight_bit,
 )
-from retrieval.encoders.encoder import SparseEncoder
-from retrieval.encoders.inference_free import inference_free_from
-from retrieval.encoders.sentence_transformers_folder import SpladeRoute, TableRoute
-from retrieval.encoders.shrink import shrink
-from runtime.errors import ConflictError, FormatError, UsageError
-
-MakeModel = Callable[..., Path]
+from runtime.errors import FormatError, UsageError
 
 
 @given(
@@ -70,6 +61,11 @@ def test_values_that_do_not_fit_are_refused(bad: torch.Tensor, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
+    weights = {"layer.weight": torch.ones(2, 3), "layer.bias": torch.ones(3)}
+    assert len({save_eight_bit(weights, tmp_path).read_bytes() for _ in range(8)}) == 1
+
+
 def test_damage_and_other_versions_are_told(tmp_path: Path) -> None:
     path = save_eight_bit({"w": torch.ones(4, 4)}, tmp_path)
     whole = path.read_bytes()
@@ -79,67 +75,6 @@ def test_damage_and_other_versions_are_told(tmp_path: Path) -> None:
     path.write_bytes(whole[:-3])
     with pytest.raises(FormatError, match="cannot be read"):
         load_eight_bit(tmp_path)
-    save_file({"w": torch.ones(1)}, path, {"version": "7"})
+    save_file({"w": torch.ones(1)}, path, {"eight_bit": "7 of another time"})
     with pytest.raises(FormatError, match="version '7'"):
         load_eight_bit(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def encoder_folder(make_language_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An inference-free encoder in float32."""
-    model, table = make_language_model(), tmp_path_factory.mktemp("table")
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.save_pretrained(table)
-    save_file({"weight": torch.linspace(0.5, 4, len(tokenizer))}, table / "model.safetensors")
-    folder = tmp_path_factory.mktemp("whole")
-    inference_free_from(SpladeRoute(model), TableRoute(table, table / "model.safetensors")).save(folder)
-    return folder
-
-
-def dense(encoder: SparseEncoder, texts: list[str]) -> np.ndarray:
-    return np.asarray(encoder.encode_documents(texts).to_dense())
-
-
-def test_a_shrunk_encoder_encodes_nearly_the_same(
-    encoder_folder: Path, texts: list[str], tmp_path: Path
-) -> None:
-    size = shrink(encoder_folder, tmp_path / "small")
-    files = sorted(path.name for path in (tmp_path / "small").rglob("*.safetensors"))
-    assert files == [EIGHT_BIT_WEIGHTS, "model.safetensors"]  # the model, and the table of queries
-    assert size == sum(path.stat().st_size for path in (tmp_path / "small").rglob("*") if path.is_file())
-    whole, small = SparseEncoder.load(encoder_folder), SparseEncoder.load(tmp_path / "small")
-    expected, got = dense(whole, texts), dense(small, texts)
-    assert 0 < np.abs(got - expected).mean() < 0.02 * expected.max()  # the tiny model has large weights
-    assert small.fingerprint != whole.fingerprint
-    assert np.array_equal(
-        np.asarray(small.encode_queries(texts).to_dense()), np.asarray(whole.encode_queries(texts).to_dense())
-    )
-
-
-def test_saved_again_it_is_written_for_every_library(
-    encoder_folder: Path, texts: list[str], tmp_path: Path
-) -> None:
-    from sentence_transformers import SparseEncoder as Peer
-
-    shrink(encoder_folder, tmp_path / "small")
-    small = SparseEncoder.load(tmp_path / "small")
-    small.save(tmp_path / "again")
-    assert not list((tmp_path / "again").rglob(EIGHT_BIT_WEIGHTS))
-    peer = Peer(str(tmp_path / "again")).encode_document(texts, convert_to_sparse_tensor=False)
-    np.testing.assert_allclose(dense(small, texts), peer.cpu().numpy(), rtol=1e-5, atol=1e-5)
-
-
-def test_missing_weights_are_told(encoder_folder: Path, tmp_path: Path) -> None:
-    shrink(encoder_folder, tmp_path / "small")
-    [path] = (tmp_path / "small").rglob(EIGHT_BIT_WEIGHTS)
-    weights = load_eight_bit(path.parent)
-    save_eight_bit({name: w for name, w in weights.items() if "layer.0" not in name}, path.parent)
-    with pytest.raises(FormatError, match=r"lacks \d+ of the weights"):
-        SparseEncoder.load(tmp_path / "small").encode_documents(["the virus"])
-
-
-def test_an_existing_folder_is_left_alone(encoder_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "kept").mkdir()
-    with pytest.raises(ConflictError, match="exists already"):
-        shrink(encoder_folder, tmp_path / "kept")
-    assert list(tmp_path.iterdir()) == [tmp_path / "kept"]
