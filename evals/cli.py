@@ -30,7 +30,8 @@ app.command("lm")(lm_command)
 EncoderOption = Annotated[
     str,
     typer.Option(
-        "--encoder", help="bm25, a folder of a model, its name on the Hugging Face hub, or dense=FOLDER."
+        "--encoder",
+        help="bm25, lexpert-mini, a folder of a model, its name on the Hugging Face hub, or dense=FOLDER.",
     ),
 ]
 OutOption = Annotated[

@@ -17,7 +17,9 @@ IndexFolder = Annotated[Path, typer.Argument(help="Folder of the index.", metava
 IndexOption = Annotated[Path, typer.Option("--index", help="Folder of the index.", metavar="DIR")]
 Encoder = Annotated[
     str,
-    typer.Option("--encoder", "-e", help="bm25, an encoder folder, or a name on the hub.", metavar="E"),
+    typer.Option(
+        "--encoder", "-e", help="bm25, lexpert-mini, an encoder folder, or a name on the hub.", metavar="E"
+    ),
 ]
 MovedEncoder = Annotated[
     str | None,

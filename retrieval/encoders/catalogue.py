@@ -1,4 +1,4 @@
-"""Which encoder family reads which folder."""
+"""Which encoder family reads which folder, and the encoders that come with the package."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ FAMILIES = {
     "precomputed": "retrieval.encoders.precomputed:PrecomputedEncoder",
 }
 
+PACKAGED = MappingProxyType({"lexpert-mini": Path(__file__).with_name("lexpert_mini")})
+"""Encoders that come with the package, and their folders; a folder of the same name is meant by ``./NAME``."""
+
 ENCODER_FILE = "lexpert_encoder.json"
 """In every folder that `SparseEncoder.save` wrote: ``{"family": …, …}``."""
 
@@ -35,9 +38,14 @@ def family_class(family: str) -> type[SparseEncoder]:
 
 
 def load_encoder(name: str | Path, **options: Any) -> SparseEncoder:
-    """Load by family name (``"bm25"``), folder, or hub name; see `SparseEncoder.load`."""
+    """Load by family name (``"bm25"``), packaged name, folder, or hub name; see `SparseEncoder.load`."""
     if str(name) == "bm25":
         return family_class("bm25")(**options)
+    if str(name) in PACKAGED:
+        folder = packaged_folder(str(name))
+        encoder = family_class(detect_family(folder)).from_folder(folder, **options)
+        encoder.source = str(name)  # and no path: what refers to it finds it in any installation
+        return encoder
     folder = Path(name)
     source = str(folder.resolve()) if folder.exists() else str(name)
     if not folder.exists():
@@ -47,6 +55,20 @@ def load_encoder(name: str | Path, **options: Any) -> SparseEncoder:
     )
     encoder.source = encoder.source or source
     return encoder
+
+
+def packaged_folder(name: str) -> Path:
+    """The folder of an encoder that comes with the package.
+
+    Raises:
+        NotFoundError: this installation lacks it.
+    """
+    folder = PACKAGED[name]
+    if not (folder / ENCODER_FILE).is_file():
+        raise NotFoundError(
+            f"the encoder {name} is missing from this installation ({folder}); install lexpert again"
+        )
+    return folder
 
 
 def write_reference(

@@ -42,7 +42,7 @@ class SparseEncoder(ABC):
     """Name of the family: ``"bm25"``, ``"splade"``, ``"inference_free"``; also kept in saved folders."""
 
     source: str | None = None
-    """The absolute folder or hub name that the encoder was loaded from; None for one made in memory."""
+    """The absolute folder, packaged name or hub name that the encoder was loaded from; None for one made in memory."""
 
     @property
     @abstractmethod
@@ -96,10 +96,12 @@ class SparseEncoder(ABC):
 
     @staticmethod
     def load(name: str | Path, **options: Any) -> SparseEncoder:
-        """Load an encoder: ``"bm25"`` (untrained), a folder, or a name on the Hugging Face hub.
+        """Load an encoder: ``"bm25"`` (untrained), ``"lexpert-mini"`` (which comes with the package), a folder, or a
+        name on the Hugging Face hub.
 
         Raises:
-            NotFoundError: no such folder, and the hub has no such name or cannot be reached.
+            NotFoundError: no such folder, and the hub has no such name or cannot be reached; or a package that the
+                encoder needs is missing.
             FormatError: the folder is not an encoder of a known family.
             UsageError: an option that the family does not have.
         """
