@@ -2,7 +2,8 @@
 
 OUT/training.json     what was asked for: model, data (with digests) and settings
     tokens.bin        the text, int32, where one is trained on
-    checkpoints/      checkpoint-STEP; one without a file `complete` was not finished
+    checkpoints/      checkpoint-STEP; one without a file `complete`, which has digests of the others, was not
+                      finished
     steps.jsonl       figures of each step
     tensorboard/      the same, when it is installed
     model/            the trained model; it appears when it is whole
@@ -13,6 +14,7 @@ OUT/training.json     what was asked for: model, data (with digests) and setting
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -48,13 +50,33 @@ class RunFolder:
         folder = self.checkpoint(step)
         for path in folder.iterdir():
             _make_durable(path)
-        (folder / COMPLETE).touch()
+        write_json(folder / COMPLETE, {path.name: _digest(path) for path in sorted(folder.iterdir())})
         _make_durable(folder)
         _make_durable(self.checkpoints)
         for old in self.complete_steps()[:-keep]:
             # Without its mark first: half of a checkpoint must not look whole.
             (self.checkpoint(old) / COMPLETE).unlink()
             shutil.rmtree(self.checkpoint(old))
+
+    def last_step(self) -> int | None:
+        """Step of the last checkpoint that is whole; None without one."""
+        steps = self.complete_steps()
+        return steps[-1] if steps else None
+
+    def verify(self, step: int) -> None:
+        """Compare a checkpoint's files with what they were when it was finished.
+
+        Raises:
+            FormatError: one is missing, or damaged.
+        """
+        folder = self.checkpoint(step)
+        if not (folder / COMPLETE).stat().st_size:
+            return  # of a version that wrote down nothing
+        for name, digest in read_json(folder / COMPLETE).items():
+            path = folder / name
+            if not path.is_file() or _digest(path) != digest:
+                what = "damaged" if path.exists() else "missing"
+                raise FormatError(f"{path} is {what}; remove its folder to go on from an earlier checkpoint")
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"checkpoint-{step}"
@@ -192,6 +214,11 @@ def require_same(path: Path, request: dict[str, Any]) -> None:
         raise UsageError(
             f"{path.parent} was started with {was}, and is asked to go on with {asked}; give the same options"
         )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _make_durable(path: Path) -> None:

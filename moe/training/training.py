@@ -155,8 +155,9 @@ def _run(
     # A checkpoint has the weights and AdamW's two moments; one more is there until an old one is removed.
     if processes.leads:
         require_room(run.checkpoints, parameters * 12 * (settings.keep + 1))
-    steps_before = run.complete_steps()
-    start = steps_before[-1] if steps_before else None
+    start = run.last_step()
+    if processes.leads and start is not None:
+        run.verify(start)
     processes.wait()  # until all have seen where to start
     log = StepLog(run.log, run.tensorboard, start) if processes.leads else None
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.errors import UsageError
+from runtime.errors import FormatError, UsageError
 from runtime.run_folder import RunFolder, open_run, write_json
 
 ASKED: dict[str, Any] = {"base": "a", "penalties.queries.strength": 0.5, "penalties.passages": None}
@@ -41,6 +41,26 @@ def test_another_request_is_refused(
         pass
     with open_run(tmp_path / "out", ASKED, resume=True) as run:
         assert getattr(run, mark).exists()
+
+
+def test_a_checkpoint_that_has_changed_is_refused(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.last_step() is None
+    for step in (3, 10):
+        run.checkpoint(step).mkdir(parents=True)
+        for name in ("weights", "state"):
+            (run.checkpoint(step) / name).write_text(f"{name} {step}")
+        run.finish_checkpoint(step, keep=2)
+    assert run.last_step() == 10
+    run.verify(10)
+    for damage in ("state 11", "state", None):
+        path = run.checkpoint(10) / "state"
+        path.unlink() if damage is None else path.write_text(damage)
+        with pytest.raises(FormatError, match=r"checkpoint-10/state is (damaged|missing); remove its folder"):
+            run.verify(10)
+    run.verify(3)
+    (run.checkpoint(3) / "complete").write_text("")  # as it was once
+    run.verify(3)
 
 
 def test_processes_that_do_not_lead_open_nothing(tmp_path: Path) -> None:
