@@ -14,18 +14,21 @@ from runtime.errors import InputError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Temperature, then top-k, then top-p (nucleus; Holtzman et al. 2020), as transformers orders them.
+    """Temperature, then top-k, then top-p (nucleus; Holtzman et al. 2020), then min-p (Nguyen et al. 2024), as
+    transformers orders them.
 
     Attributes:
         temperature: logits are divided by it; 0, or next to nothing, takes the highest logit, of equal ones the
             first.
         top_k: only so many of the highest logits stay, and those equal to the last of them; None keeps all.
         top_p: only the most probable tokens that together have this probability stay, at least one.
+        min_p: only tokens at least this times as probable as the most probable one stay; 0 keeps all.
     """
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -34,6 +37,8 @@ class Sampling:
             raise UsageError(f"top-k is {self.top_k}, but at least 1 token must stay")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top-p is {self.top_p}, but must be above 0 and up to 1")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"min-p is {self.min_p}, but must be 0 to 1")
 
     @property
     def greedy(self) -> bool:
@@ -62,7 +67,11 @@ class Sampling:
             before = descending.softmax(0).cumsum(0).roll(1)
             before[0] = 0
             logits = logits.index_fill(0, order[before >= self.top_p], -math.inf)
-        return logits.softmax(0)
+        probabilities = logits.softmax(0)
+        if self.min_p > 0:
+            probabilities[probabilities < self.min_p * probabilities.max()] = 0
+            probabilities /= probabilities.sum()
+        return probabilities
 
     def choose(self, logits: Tensor, random: torch.Generator) -> int:
         """The id of the next token.

@@ -71,7 +71,7 @@ def generate_text(
     ends = end_tokens(model)
     start = time.perf_counter()
     times, tokens = [start], []
-    pieces = _Pieces(tokenizer, ids, stop)
+    pieces = Pieces(tokenizer, ids, stop)
     for token in generate_tokens(
         model, ids, max_tokens=max_tokens, sampling=sampling, seed=seed, end_tokens=ends
     ):
@@ -107,8 +107,18 @@ def end_tokens(model: Any) -> frozenset[int]:
     return frozenset()
 
 
-class _Pieces:
-    """Text that grows token by token, handed out when no later token can change it."""
+class Pieces:
+    """Text that grows token by token, handed out when no later token can change it.
+
+    Attributes:
+        text: all that was handed out.
+        stopped: whether a stop string came; it and what follows it are never handed out.
+
+    Args:
+        tokenizer: of transformers.
+        prompt: ids before the first token.
+        stop: strings, not empty.
+    """
 
     def __init__(self, tokenizer: Any, prompt: list[int], stop: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
@@ -121,6 +131,7 @@ class _Pieces:
         self.stopped = False
 
     def after(self, token: int) -> Iterator[str]:
+        """What is final once `token` has come."""
         self._tokens.append(token)
         decoded = self._decode()
         if decoded.endswith(UNFINISHED):
@@ -139,6 +150,7 @@ class _Pieces:
             yield from self._hand_out(len(self._pending) - self._could_stop())
 
     def rest(self) -> Iterator[str]:
+        """What was held back, when no token follows."""
         if not self.stopped:
             self._pending += self._decode()[len(self._known) :]
         yield from self._hand_out(len(self._pending))

@@ -22,9 +22,10 @@ logit_lists = st.lists(st.integers(-12, 12), min_size=2, max_size=12).map(
     temperature=st.sampled_from([0.5, 1.0, 2.0]),
     top_k=st.none() | st.integers(1, 14),
     top_p=st.sampled_from([0.05, 0.3, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.1, 0.6, 1.0]),
 )
 def test_probabilities_are_those_of_transformers(
-    logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float
+    logits: torch.Tensor, temperature: float, top_k: int | None, top_p: float, min_p: float
 ) -> None:
     # Of equal logits transformers' nucleus keeps any; ours the first. Made distinct, they must agree.
     logits = logits - torch.arange(len(logits)) * 1e-3
@@ -34,7 +35,9 @@ def test_probabilities_are_those_of_transformers(
         expected = transformers.TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = transformers.TopPLogitsWarper(top_p)(None, expected)
-    ours = Sampling(temperature, top_k, top_p).probabilities(logits)
+    if min_p > 0:
+        expected = transformers.MinPLogitsWarper(min_p)(None, expected)
+    ours = Sampling(temperature, top_k, top_p, min_p).probabilities(logits)
     torch.testing.assert_close(ours, expected[0].softmax(0))
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 from moe.generation.decoder_folder import DecoderFolder
 from moe.generation.sampling import Sampling
-from moe.generation.text import Generated, _Pieces, generate_text
+from moe.generation.text import Generated, Pieces, generate_text
 from runtime.errors import UsageError
 
 
@@ -44,9 +44,9 @@ def test_a_stop_string_ends_the_text_before_it(loaded: DecoderFolder) -> None:
     assert len(result.tokens) < len(free.tokens)
 
 
-def pieces_of(loaded: DecoderFolder, text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], _Pieces]:
+def pieces_of(loaded: DecoderFolder, text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], Pieces]:
     tokenizer = loaded.tokenizer
-    pieces = _Pieces(tokenizer, tokenizer("a")["input_ids"], stop)
+    pieces = Pieces(tokenizer, tokenizer("a")["input_ids"], stop)
     shown = []
     for token in tokenizer(text)["input_ids"]:
         shown += pieces.after(token)
