@@ -93,3 +93,37 @@ def test_trained_weights_are_those_of_one_process_that_accumulates_twice_as_much
     for left, right in zip(*logs, strict=True):
         assert right == pytest.approx(left, rel=1e-3)
     assert not list((tmp_path / "two").glob("best-*"))
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from retrieval.training.recipe import Recipe
+from retrieval.training.training import train
+from retrieval.training.training_set import TrainingSet
+recipe, model, data, out, ends = sys.argv[1:]
+recipe, data = Recipe.model_validate(json.loads(recipe)), TrainingSet.load(Path(data))
+def evaluate(encoder):
+    if (Path(out) / "checkpoints" / "checkpoint-2" / "complete").exists() and ends == "early":
+        raise KeyboardInterrupt  # of the process that leads; the other finds itself alone
+    return {"a": 0.5}
+try:
+    train(recipe, model, data, out, device="cpu", evaluate=evaluate, resume=True)
+except (KeyboardInterrupt, Exception) as error:
+    assert ends == "early", error
+"""
+
+
+def test_stopped_processes_go_on_to_the_same_weights(
+    make_recipe: Callable[..., Recipe], make_language_model: Callable[..., Path], training_set: TrainingSet,
+    forks: Forks, tmp_path: Path,
+) -> None:  # fmt: skip
+    """With dropout, of which each process has a random state of its own in the checkpoint."""
+    recipe = make_recipe(dropout=0.2, evaluate_every=2, steps=4)
+    training_set.save(tmp_path / "set")
+    for out, ends in (("whole", "late"), ("stopped", "early"), ("stopped", "late")):
+        arguments = recipe.model_dump_json(), make_language_model(), tmp_path / "set", tmp_path / out
+        forks.run_two(KILLED, *arguments, ends)
+        assert (tmp_path / out / "model").exists() == (ends == "late")
+    whole, stopped = (tmp_path / out / "model" / "model.safetensors" for out in ("whole", "stopped"))
+    assert stopped.read_bytes() == whole.read_bytes()
