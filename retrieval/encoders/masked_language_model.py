@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from retrieval.encoders.subword_vocabulary import SubwordVocabulary
 from retrieval.encoders.token_batches import token_batches
 from retrieval.encoders.token_inputs import Tokens, chosen, padded, tokenize, usable_positions
 from retrieval.encoders.vocabulary_head import Activation, Pooling, plain_pooled_terms, pooled_terms
+from retrieval.encoders.vocabulary_screen import VocabularyScreen
 from runtime.activations import SparseActivations
 from runtime.errors import LexpertError
 
@@ -28,6 +30,9 @@ SORT_WINDOW = 8192
 
 MAX_ROWS = 256
 """Most texts of one batch: each costs a dense row of the vocabulary (122 KB for BERT's)."""
+
+SparseRow = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""Units, ascending, and weights."""
 
 PROBE_TEXTS = (
     "What is a sparse vector?",
@@ -110,6 +115,8 @@ class MaskedLanguageModel:
             logits = self.model(**self._padded(self._tokenize(PROBE_TEXTS))).logits
         self.vocabulary = SubwordVocabulary(self.tokenizer.get_vocab(), logits.shape[-1])
         self._decoder: nn.Linear | None = None
+        self._screen: VocabularyScreen | None = None
+        self._making_screen = threading.Lock()
         self.fused = self._fuse(logits)
         if not self.fused:
             logger.warning(
@@ -129,7 +136,7 @@ class MaskedLanguageModel:
         Raises:
             LexpertError: the model computed NaN or infinity.
         """
-        rows: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = []
+        rows: list[SparseRow] = []
         for start in range(0, len(texts), SORT_WINDOW):
             rows += self._encode_window(texts[start : start + SORT_WINDOW], weighting, advance)
         if not rows:
@@ -141,7 +148,7 @@ class MaskedLanguageModel:
 
     def _encode_window(
         self, texts: Sequence[str], weighting: TermWeighting, advance: Advance | None
-    ) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    ) -> list[SparseRow]:
         nothing = (np.zeros(0, np.int32), np.zeros(0, np.float32))
         rows = [nothing] * len(texts)
         given = [place for place, text in enumerate(texts) if text.strip()]
@@ -150,17 +157,66 @@ class MaskedLanguageModel:
         if advance is not None and len(given) < len(texts):
             advance(len(texts) - len(given))
         for batch in token_batches(lengths, self.token_budget, MAX_ROWS):
-            dense = self.weigh(chosen(tokens, batch.tolist()), weighting.pooling, weighting.activation)
-            if not bool(torch.isfinite(dense).all()):
-                raise LexpertError(
-                    f"the model computed NaN or infinity in {self.dtype}; "
-                    "load the encoder with dtype=float32 or check its weights"
-                )
-            for place, row in zip(batch, _sparse_rows(dense, weighting.max_active_dims), strict=True):
+            part = chosen(tokens, batch.tolist())
+            for place, row in zip(batch, self._weigh_sparse(part, weighting), strict=True):
                 rows[given[place]] = row
             if advance is not None:
                 advance(len(batch))
         return rows
+
+    def _weigh_sparse(self, tokens: Tokens, weighting: TermWeighting) -> list[SparseRow]:
+        """What is above 0 in `weigh` of a batch, cut to the heaviest.
+
+        On a processor, in float32, a maximum is computed for those terms alone that a `VocabularyScreen` leaves.
+        """
+        decoder, limit = self._decoder, weighting.max_active_dims
+        screened = self.device.type == "cpu" and self.dtype == torch.float32 and weighting.pooling == "max"
+        if decoder is None or not screened:
+            dense = self.weigh(tokens, weighting.pooling, weighting.activation)
+            self._check_finite(dense)
+            return _sparse_rows(dense, limit)
+        lengths = [len(ids) for ids in tokens["input_ids"]]
+        rows = []
+        with torch.inference_mode():
+            hidden = self._decoder_inputs(tokens)
+            self._check_finite(hidden)
+            screen = self._screen_of(decoder)
+            parts = zip(hidden.split(lengths), screen.candidates(hidden, lengths), strict=True)
+            for part, terms in parts:
+                at = torch.from_numpy(terms)
+                bias = None if decoder.bias is None else decoder.bias[at]
+                weights = pooled_terms(
+                    part, [len(part)], decoder.weight[at], bias, "max", weighting.activation
+                )
+                self._check_finite(weights)
+                ((places, values),) = _sparse_rows(weights, None)
+                row = (terms[places].astype(np.int32), values)
+                rows.append(row if limit is None else heaviest(*row, limit))
+        return rows
+
+    def _screen_of(self, decoder: nn.Linear) -> VocabularyScreen:
+        """The screen of the decoder's weights, made when it is first needed."""
+        with self._making_screen:
+            if self._screen is None:
+                self._check_finite(decoder.weight)
+                if decoder.bias is not None:
+                    self._check_finite(decoder.bias)
+                centre = self._decoder_inputs(self._tokenize(PROBE_TEXTS)).mean(dim=0)
+                self._screen = VocabularyScreen(decoder.weight.detach(), decoder.bias, centre)
+            return self._screen
+
+    def _decoder_inputs(self, tokens: Tokens) -> Tensor:
+        """What the decoder of a fused model reads for each token, one text after the other, without padding."""
+        inputs = self._padded(tokens)
+        output: Tensor = self.model(**inputs).logits
+        return output[inputs["attention_mask"].bool()]
+
+    def _check_finite(self, numbers: Tensor) -> None:
+        if not bool(torch.isfinite(numbers).all()):
+            raise LexpertError(
+                f"the model computed NaN or infinity in {self.dtype}; "
+                "load the encoder with dtype=float32 or check its weights"
+            )
 
     def weigh(self, tokens: Tokens, pooling: Pooling, activation: Activation) -> Tensor:
         """Term weights of tokenized texts, run as one batch.
@@ -227,9 +283,7 @@ class MaskedLanguageModel:
         return trial.weigh(self._tokenize(PROBE_TEXTS), "max", "relu")
 
 
-def _sparse_rows(
-    dense: Tensor, max_active_dims: int | None
-) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+def _sparse_rows(dense: Tensor, max_active_dims: int | None) -> list[SparseRow]:
     """The nonzero places and values of each row, cut to the heaviest; equal weights keep the lower unit."""
     at, units = torch.nonzero(dense, as_tuple=True)
     weights = dense[at, units].cpu().numpy()
