@@ -47,8 +47,23 @@ def draw_steps(
         axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.3, markersize=4, **style)
 
 
+def scale_by_powers(axes: Axes) -> None:
+    """A logarithmic scale for what was drawn, with plain numbers, of which there are some however short it is."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    powers = LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
+    axes.yaxis.set_major_locator(MaxNLocator(6) if high < 10 * low else powers)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def finish_steps(axes: Axes, title: str) -> None:
     """Title, grid and legend of axes over steps."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel("step", fontsize=9)
     axes.grid(axis="y", color="#e4e8eb", linewidth=0.6)

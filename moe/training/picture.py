@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.pictures import BLUE, GREY, INK, ORANGE, draw_steps, finish_steps, new_figure, save_figure
+from runtime.pictures import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    draw_steps,
+    finish_steps,
+    new_figure,
+    save_figure,
+    scale_by_powers,
+)
 from runtime.step_log import Record
 
 if TYPE_CHECKING:
@@ -33,8 +43,7 @@ def plot_training(records: Sequence[Record], title: str, path: Path) -> None:
     finish_steps(loss, "loss, nats a token")
     draw_steps(perplexity, steps, "perplexity", BLUE, "training")
     draw_steps(perplexity, held_out, "held_out_perplexity", ORANGE, "held out", marker="o")
-    perplexity.set_yscale("log")
-    _plain_numbers(perplexity)
+    scale_by_powers(perplexity)
     finish_steps(perplexity, "perplexity")
     if routed:
         balance, entropy = figure.add_subplot(rows, 2, 3), figure.add_subplot(rows, 2, 4)
@@ -56,11 +65,3 @@ def _layers(axes: Axes, records: Sequence[Record], name: str) -> None:
         strength = 0.25 + 0.75 * (layer + 1) / count
         label = "bottom layer" if layer == 0 and count > 1 else "top layer" if layer == count - 1 else None
         axes.plot(steps, values[:, layer], color=BLUE, alpha=strength, linewidth=1.1, label=label)
-
-
-def _plain_numbers(axes: Axes) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.pictures import BLUE, GREY, ORANGE, draw_steps, finish_steps, new_figure, save_figure
+from runtime.pictures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    draw_steps,
+    finish_steps,
+    new_figure,
+    save_figure,
+    scale_by_powers,
+)
 from runtime.step_log import Record
 
 if TYPE_CHECKING:
@@ -36,10 +45,10 @@ def plot_training(records: Sequence[Record], title: str, path: Path) -> None:
         quality.text(0.5, 0.5, "not evaluated", ha="center", color=GREY, transform=quality.transAxes)
     _smooth(active, steps, "active_queries", ORANGE, "of queries")
     _smooth(active, steps, "active_passages", BLUE, "of passages")
-    active.set_yscale("log")
+    scale_by_powers(active)
     finish_steps(active, "active terms")
     _smooth(flops, steps, "flops", BLUE, None)
-    flops.set_yscale("log")
+    scale_by_powers(flops)
     finish_steps(flops, "FLOPS: products of a query with a passage")
     save_figure(figure, path)
 
