@@ -62,13 +62,16 @@ class PythonDocs:
         documents = {document["_id"]: document for document in _documents(read_library(self._root))}
         return [documents[identifier] for identifier in sorted(documents)]
 
-    def known_items(self) -> Collection:
+    def known_items(self, every: int = 1) -> Collection:
         """A known-item collection: find the docstring whose first sentence is the query.
 
         The first sentence is left out of the document that it is the query for, so it is the rest of the
         docstring (and the title) that has to be found. Without a query, and whole, stay the documents whose
         first sentence has fewer than `SHORTEST_QUERY` words, leaves nothing over, or also opens another
         document. Query ids are document ids.
+
+        Args:
+            every: take each so many-th document alone, and the queries for these: a smaller collection of its own.
         """
         split = {document["_id"]: first_sentence(document["text"]) for document in self._documents}
         shared = Counter(_normalised(sentence) for sentence, _ in split.values())
@@ -81,11 +84,13 @@ class PythonDocs:
         }
         documents: list[dict[str, str]] = [
             {**document, "text": split[document["_id"]][1]} if document["_id"] in queries else document
-            for document in self._documents
+            for document in self._documents[::every]
         ]
+        kept = {document["_id"] for document in documents}
+        queries = {identifier: query for identifier, query in queries.items() if identifier in kept}
         return Collection(
             name="python-docs",
-            split="known-items",
+            split="known-items" if every == 1 else f"known-items-of-every-{every}th",
             corpus=_KnownItemCorpus(self.name, documents),
             queries=queries,
             qrels={identifier: {identifier: 1} for identifier in queries},

@@ -136,6 +136,17 @@ def test_known_items_leave_the_query_out_of_its_document(docs: PythonDocs) -> No
         assert indexed[identifier] == whole[identifier]
 
 
+def test_a_sample_of_known_items_is_a_collection_of_its_own(docs: PythonDocs) -> None:
+    whole, sample = docs.known_items(), docs.known_items(every=5)
+    documents = list(sample.corpus)
+    assert documents == list(whole.corpus)[::5]
+    kept = {document["_id"] for document in documents}
+    assert list(sample.queries.items()) == [pair for pair in whole.queries.items() if pair[0] in kept]
+    assert sample.qrels == {identifier: {identifier: 1} for identifier in sample.queries}
+    assert sample.corpus.checksum() != whole.corpus.checksum()
+    assert sample.split != whole.split
+
+
 def test_no_known_item_query_is_shared(docs: PythonDocs) -> None:
     queries = [query.lower() for query in docs.known_items().queries.values()]
     assert len(queries) == len(set(queries))

@@ -1,0 +1,65 @@
+"""What the demo prepares and shows before it serves: both encoders in one table, or bm25 and why it is alone."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from rich.console import Console
+
+from evals.collections.python_docs import PythonDocs
+from retrieval.encoders import catalogue
+from retrieval.encoders.bm25 import Bm25Encoder
+from serving import demo
+
+pytest.importorskip("ir_measures")
+
+THINGS = ("apple", "river", "engine", "planet", "letter", "window")
+SOURCE = "\n".join(
+    f'def {thing}(value):\n    """Return the {thing} that belongs to a value. Every {thing} is made of others."""\n'
+    for thing in THINGS
+)
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A standard library of one module, every document of which is compared on."""
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "things.py").write_text(SOURCE)
+    monkeypatch.setattr(demo, "PythonDocs", lambda: PythonDocs(tmp_path / "library"))
+    monkeypatch.setattr(demo, "SAMPLE", 1)
+    return tmp_path
+
+
+def shown(prepared: demo.PreparedDemo) -> str:
+    console = Console(file=io.StringIO(), width=110)
+    demo.show_preparation(prepared, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_both_encoders_stand_in_one_table(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Bm25Encoder().fit(THINGS).save(library / "learned")  # small, and needs no torch
+    monkeypatch.setattr(catalogue, "PACKAGED", MappingProxyType({demo.LEARNED: library / "learned"}))
+    prepared = demo.prepare(library / "demo")
+    systems = ["bm25", demo.LEARNED, f"bm25+{demo.LEARNED}"]
+    assert [report.encoder for report in prepared.reports] == systems
+    assert prepared.left_out is None
+    lines = shown(prepared).splitlines()
+    rows = [line.split() for line in lines if line.strip().startswith(("bm25", demo.LEARNED))]
+    assert [row[0] for row in rows] == systems
+    assert [float(value) for value in rows[0][1:4]] == [
+        round(prepared.reports[0].metrics[name], 3) for name in ("nDCG@10", "MRR@10", "R@100")
+    ]
+    again = demo.prepare(library / "demo")
+    assert [report.index.get("action") for report in again.reports] == ["reused", "reused", None]
+
+
+def test_without_the_learned_encoder_the_rest_works(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "PACKAGED", MappingProxyType({demo.LEARNED: library / "missing"}))
+    prepared = demo.prepare(library / "demo")
+    assert [report.encoder for report in prepared.reports] == ["bm25"]
+    text = " ".join(shown(prepared).split())
+    assert f"{demo.LEARNED}, a learned encoder, is left out: " in text
+    assert "install lexpert again" in text
