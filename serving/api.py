@@ -10,6 +10,7 @@ from serving.asgi import ClientGoneError, Receive, Request, Response, Router, Sc
 from serving.configuration import ServerConfiguration
 from serving.deadline import WorkStoppedError
 from serving.errors import ApiError, from_library, internal_error
+from serving.indexes.writing import Writing
 from serving.request_identity import REQUEST_ID
 from serving.routes import ROUTES
 from serving.state import ServerState
@@ -22,11 +23,13 @@ ROUTER = Router(ROUTES)
 class Api:
     """ASGI application; opens its indexes at lifespan start and closes them at its end.
 
+    It writes to indexes itself unless it is given another process that does.
+
     Request ids are given to it by `serving.request_identity.RequestIdentity`, which belongs around it.
     """
 
-    def __init__(self, configuration: ServerConfiguration) -> None:
-        self.state = ServerState(configuration)
+    def __init__(self, configuration: ServerConfiguration, writing: Writing | None = None) -> None:
+        self.state = ServerState(configuration, writing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -111,6 +111,8 @@ def _deploy(configuration: ServerConfiguration, port: int, log_file: Path) -> No
     from ray.serve.config import BackpressureConfig
     from ray.serve.schema import LoggingConfig
 
+    from serving.indexes.writer_deployment import WRITER, WRITER_APPLICATION, WriterReplica
+
     logging_config = LoggingConfig(enable_access_log=False, log_level="ERROR")
     deploy = serve.deployment(
         name="api",
@@ -123,8 +125,16 @@ def _deploy(configuration: ServerConfiguration, port: int, log_file: Path) -> No
         logging_config=logging_config,
     )
     ingress = deploy(serve.ingress(application_builder(configuration, log_file))())
+    writer = deploy(WriterReplica).options(name=WRITER)
     try:
         serve.start(http_options={"host": HOST, "port": port}, logging_config=logging_config)
+        if configuration.takes_writes:
+            serve.run(
+                writer.bind(configuration, log_file),
+                name=WRITER_APPLICATION,
+                route_prefix=None,
+                logging_config=logging_config,
+            )
         serve.run(ingress.bind(), name=APPLICATION, route_prefix="/", logging_config=logging_config)
     except Exception as error:  # Ray raises whatever its own parts raised, wrapped in several ways
         reason = last_error(log_file) or f"{type(error).__name__}: {last_words(str(error))}"
@@ -136,10 +146,11 @@ def application_builder(configuration: ServerConfiguration, log_file: Path) -> C
 
     def build() -> Application:
         from serving.api import Api
+        from serving.indexes.writer_deployment import RemoteWriting
 
         log_to_file(log_file)
         keep_replica_on_loopback()
-        return Api(configuration)
+        return Api(configuration, RemoteWriting() if configuration.takes_writes else None)
 
     return build
 

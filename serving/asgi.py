@@ -7,7 +7,8 @@ a search does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message as HeaderSection
@@ -31,6 +32,10 @@ State = TypeVar("State")
 UNREAD_S = 5.0
 """How long a body that nobody wants is taken in after its answer. A time and no length: clients that send all of
 it before they read come to their end, and nothing of it is kept."""
+
+
+SLOWEST = 1024
+"""Bytes a second that a stream must come with, on average and beyond the time that any body has."""
 
 
 class ClientGoneError(Exception):
@@ -62,6 +67,48 @@ class Request:
             raise ApiError(
                 400, "unknown_parameter", f"there is no parameter {param} in the URL of this route", param
             )
+
+    def query_parameters(self, *known: str) -> dict[str, str]:
+        """The parameters of the URL; 400 for one that is not among `known`, or given twice."""
+        query = self.scope.get("query_string", b"").decode("latin-1")
+        parameters: dict[str, str] = {}
+        for name, value in parse_qsl(query, keep_blank_values=True):
+            if name not in known or name in parameters:
+                fault = "is given twice" if name in parameters else "is none of this route"
+                raise ApiError(
+                    400,
+                    "unknown_parameter",
+                    f"the parameter {name} of the URL {fault}; it takes {', '.join(known)}",
+                    name,
+                )
+            parameters[name] = value
+        return parameters
+
+    async def body_pieces(self, timeout_s: float) -> AsyncIterator[bytes]:
+        """The body piece by piece; no more is taken from the socket than is asked for.
+
+        Raises:
+            ApiError: 408 if waiting for it has taken more than `timeout_s`, and a second for each `SLOWEST` bytes.
+            ClientGoneError: the client closed the connection before the end.
+        """
+        waited, received = 0.0, 0
+        while not self._is_read:
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(timeout_s + received / SLOWEST - waited):
+                    message = await self.receive()
+            except TimeoutError:
+                raise ApiError(
+                    408, "timeout", f"the body came too slowly: {received:,} bytes so far; send it faster"
+                ) from None
+            waited += time.monotonic() - began
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            piece = message.get("body", b"")
+            received += len(piece)
+            self._is_read = not message.get("more_body", False)
+            if piece:
+                yield piece
 
     async def json_body(self, max_bytes: int, timeout_s: float) -> bytes:
         """The bytes of a JSON body, not yet parsed.
@@ -131,6 +178,11 @@ def require_json(content_type: str | None, content_encoding: str | None) -> None
             "unsupported_media_type",
             f"the body must come with content-type: application/json, in UTF-8, not {content_type}",
         )
+    require_uncompressed(content_encoding)
+
+
+def require_uncompressed(content_encoding: str | None) -> None:
+    """Raise a 415 if a body comes compressed."""
     if content_encoding is not None and content_encoding.strip().lower() != "identity":
         raise ApiError(415, "unsupported_media_type", f"the body must not be compressed ({content_encoding})")
 
@@ -192,7 +244,7 @@ Handler = Callable[[State, Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Route(Generic[State]):
-    """One method on one path; a part of the path in braces matches any one part."""
+    """One method on one path; a part of the path in braces matches any one part, ``{name*}`` at its end any rest."""
 
     method: str
     path: str
@@ -214,30 +266,35 @@ class Router(Generic[State]):
             ApiError: 404 for a path that no route has, 405 (with Allow) for a method that the path has not.
         """
         parts = tuple(path.split("/"))
+        methods: set[str] = set()
         for template, handlers in self._by_path.items():
             parameters = match(template, parts)
             if parameters is not None:
                 handler = handlers.get("GET" if method == "HEAD" else method)
-                if handler is None:
-                    allowed = ", ".join(sorted({*handlers, *(["HEAD"] if "GET" in handlers else [])}))
-                    raise ApiError(
-                        405,
-                        "method_not_allowed",
-                        f"{path} takes {allowed}, not {method}",
-                        headers=[(b"allow", allowed.encode())],
-                    )
-                return handler, parameters
+                if handler is not None:
+                    return handler, parameters
+                methods |= {*handlers, *(["HEAD"] if "GET" in handlers else [])}
+        if methods:
+            allowed = ", ".join(sorted(methods))
+            raise ApiError(
+                405,
+                "method_not_allowed",
+                f"{path} takes {allowed}, not {method}",
+                headers=[(b"allow", allowed.encode())],
+            )
         raise ApiError(404, "route_not_found", f"there is no {path} on this server")
 
 
 def match(template: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, str] | None:
     """The values of the template's parameters in a split path, or None if it is another path."""
+    if template[-1].endswith("*}") and len(parts) >= len(template):
+        parts = (*parts[: len(template) - 1], "/".join(parts[len(template) - 1 :]))
     if len(template) != len(parts):
         return None
     parameters = {}
     for expected, part in zip(template, parts, strict=True):
         if expected.startswith("{") and part:
-            parameters[expected[1:-1]] = part
+            parameters[expected.strip("{*}")] = part
         elif expected != part:
             return None
     return parameters

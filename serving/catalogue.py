@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.errors import ConflictError
 from serving.deadline import Deadline
 from serving.encoding import ServedEncoder
 from serving.errors import ApiError
 
 if TYPE_CHECKING:
     from retrieval import SparseIndex
+
+GIVEN = "given"
+"""Stands for the uid of indexes that were not made over HTTP."""
+
+COUNTING_FAMILIES = frozenset({"bm25"})
+"""Encoders whose weights of a document depend on the others, and are learned from texts."""
 
 WARM_UP_S = 3600.0
 """A large model may take its time to load."""
@@ -27,13 +35,69 @@ def check_indexes(folders: Mapping[str, Path]) -> None:
     Catalogue.open(folders).close()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedIndex:
-    """An open index, a snapshot at the version that it had when it was opened, and its encoder."""
+    """An open index, a snapshot at the version that it had when it was opened, and its encoder.
+
+    It is closed when nobody refers to it any more: a search may go on with it while a later one takes its place.
+
+    Attributes:
+        uid: tells it from an index of the same name before or after it.
+        takes_vectors: whether its documents may come with vectors.
+        is_writable: whether this server may write to it.
+    """
 
     name: str
     index: SparseIndex
     encoder: ServedEncoder
+    uid: str = GIVEN
+    takes_vectors: bool = True
+    is_writable: bool = False
+
+    @classmethod
+    def open(
+        cls, name: str, folder: Path, before: ServedIndex | None = None, is_writable: bool = False
+    ) -> ServedIndex:
+        """Open the last commit of an index.
+
+        Args:
+            before: an earlier commit, whose encoder is taken if it is still the same.
+
+        Raises:
+            NotFoundError, FormatError: there is none, or it is damaged.
+        """
+        from retrieval import SparseIndex
+        from serving.indexes.data_folder import read_made
+
+        made = read_made(folder)
+        index = open_with(before, folder) if before is not None else None
+        if before is not None and index is not None:
+            encoder = before.encoder
+        else:
+            index = SparseIndex.open(folder)
+            try:
+                encoder = ServedEncoder(index.encoder)
+            except BaseException:
+                index.close()
+                raise
+        served = cls(
+            name,
+            index,
+            encoder,
+            made.uid if made is not None else GIVEN,
+            encoder.name not in COUNTING_FAMILIES,
+            is_writable,
+        )
+        weakref.finalize(served, index.close)
+        return served
+
+    def warm_up(self) -> None:
+        """Search once, so that no request waits for what is loaded on first use."""
+        from runtime.activations import SparseActivations
+
+        units = len(self.encoder.vocabulary)
+        if units:
+            self.index.search(SparseActivations.from_rows([([0], [1.0])], units), k=1)
 
     def describe(self) -> dict[str, Any]:
         """What `/v1/indexes` says of it."""
@@ -43,7 +107,26 @@ class ServedIndex:
             "version": self.index.generation,
             "encoder": {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
             "fields": dict(self.index.fields),
+            "writable": self.is_writable,
         }
+
+
+def open_with(before: ServedIndex, folder: Path) -> SparseIndex | None:
+    """The last commit with the encoder of an earlier one; None if it has another, or that has learned new terms."""
+    from retrieval import SparseIndex
+    from retrieval.index.manifest import read_manifest
+
+    kept = before.index.manifest.encoder
+    if read_manifest(folder).encoder != kept:
+        return None
+    try:
+        index = SparseIndex.open(folder, encoder=before.encoder.encoder)
+    except ConflictError:  # a still later commit came in between
+        return None
+    if index.manifest.encoder != kept:
+        index.close()
+        return None
+    return index
 
 
 @dataclass(frozen=True)
@@ -51,17 +134,15 @@ class Catalogue:
     """Open indexes by name."""
 
     indexes: Mapping[str, ServedIndex]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folders: Mapping[str, Path]) -> Catalogue:
         """Open all indexes, or none: what was opened before a failure is closed again."""
-        from retrieval import SparseIndex
-
         opened: dict[str, ServedIndex] = {}
         try:
             for name, folder in folders.items():
-                index = SparseIndex.open(folder)
-                opened[name] = ServedIndex(name, index, ServedEncoder(index.encoder))
+                opened[name] = ServedIndex.open(name, folder)
         except BaseException:
             cls(opened).close()
             raise
@@ -69,17 +150,14 @@ class Catalogue:
 
     def warm_up(self) -> None:
         """Encode and search once in each index, so that no request waits for what is loaded on first use."""
-        from runtime.activations import SparseActivations
-
         for served in self.indexes.values():
-            served.encoder.encode(["warm up"], "query", Deadline(WARM_UP_S))
-            units = len(served.encoder.vocabulary)
-            if units:
-                served.index.search(SparseActivations.from_rows([([0], [1.0])], units), k=1)
+            if served.encoder.can_encode:
+                served.encoder.encode(["warm up"], "query", Deadline(WARM_UP_S))
+            served.warm_up()
 
     def index(self, name: str) -> ServedIndex:
-        """The index of that name; 404 if there is none."""
-        found = self.indexes.get(name)
+        """The index of that name, or that an alias of the name stands for; 404 if there is none."""
+        found = self.indexes.get(self.aliases.get(name, name))
         if found is None:
             raise ApiError(404, "index_not_found", f"there is no index {name!r} on this server", "name")
         return found
@@ -89,8 +167,9 @@ class Catalogue:
 
         An encoder's name is that of its family. Two encoders of one family are told apart by their indexes.
         """
-        if model in self.indexes:
-            return self.indexes[model].encoder
+        named = self.indexes.get(self.aliases.get(model, model))
+        if named is not None:
+            return named.encoder
         encoders = [served.encoder for served in self.indexes.values()]
         found = {encoder.fingerprint: encoder for encoder in encoders if encoder.name == model}
         if len(found) == 1:

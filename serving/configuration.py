@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from runtime.cores import available_cores
 
@@ -24,7 +24,12 @@ class Limits(BaseModel):
         max_results: queries × k of one search.
         max_documents: queries × k of one search with text or explanations, which cost more than ranking.
         max_in_hand: requests with a body that are read, wait or are worked on at the same time.
-        body_timeout_s: time for a client to send its body.
+        max_document_bytes: one document of a write, as JSON.
+        max_writes: writes that are read or wait at the same time; they hold more than a search does.
+        max_errors: documents of one write of which the answer says what is wrong with them.
+        max_choices: texts that one request generates.
+        max_new_tokens: of each of them.
+        body_timeout_s: time for a client to send its body; of a stream, time without any of it.
         timeout_s: time from the body's end to the answer, with waiting.
     """
 
@@ -37,8 +42,29 @@ class Limits(BaseModel):
     max_results: int = Field(default=100_000, ge=1)
     max_documents: int = Field(default=1000, ge=1)
     max_in_hand: int = Field(default=1024, ge=1)
+    max_document_bytes: int = Field(default=1 << 20, ge=1024)
+    max_writes: int = Field(default=64, ge=1)
+    max_errors: int = Field(default=1000, ge=1)
+    max_choices: int = Field(default=16, ge=1)
+    max_new_tokens: int = Field(default=4096, ge=1)
     body_timeout_s: float = Field(default=10.0, gt=0)
     timeout_s: float = Field(default=30.0, gt=0)
+
+
+class CommitPolicy(BaseModel):
+    """When an index that is written to makes a commit, unless somebody waits for one: then it is made at once.
+
+    Attributes:
+        documents: written or deleted since the last commit.
+        bytes: of their log.
+        seconds: since the first of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    documents: int = Field(default=10_000, ge=1)
+    bytes: int = Field(default=32 << 20, ge=1)
+    seconds: float = Field(default=1.0, gt=0)
 
 
 class ServerConfiguration(BaseModel):
@@ -46,6 +72,11 @@ class ServerConfiguration(BaseModel):
 
     Attributes:
         indexes: folder of each index, by the name it has in URLs.
+        writable: those of `indexes` that may be written to.
+        data: folder of the indexes that are made over HTTP, with what belongs to them; None for no such indexes.
+        encoders: folder or hub name of each encoder that an index may be made with, by name.
+        models: folder of each decoder that generates, by the name it has in requests.
+        commits: when indexes that are written to make commits.
         port: on 127.0.0.1; 0 takes a free one.
         threads: searches and encodings that run at the same time.
         limits: what one request may ask for.
@@ -53,7 +84,25 @@ class ServerConfiguration(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    indexes: dict[IndexName, Path] = Field(min_length=1)
+    indexes: dict[IndexName, Path] = {}
+    writable: frozenset[IndexName] = frozenset()
+    data: Path | None = None
+    encoders: dict[IndexName, str] = {}
+    models: dict[IndexName, Path] = {}
+    commits: CommitPolicy = Field(default_factory=CommitPolicy)
     port: int = Field(default=8000, ge=0, le=65535)
     threads: int = Field(default_factory=available_cores, ge=1)
     limits: Limits = Field(default_factory=Limits)
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether any index can be made or written to."""
+        return self.data is not None or bool(self.writable)
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        if not self.indexes and self.data is None and not self.models:
+            raise ValueError("there is nothing to serve; give an index, a data folder for indexes to come, or a model")
+        if missing := self.writable - self.indexes.keys():
+            raise ValueError(f"writable names {min(missing)!r}, which is not among the indexes")
+        return self

@@ -21,6 +21,8 @@ Encoded = TypeVar("Encoded")
 SHARED_FAMILIES = frozenset({"bm25"})
 """Encoders that threads may share. The others compute on all cores, so two at once would be in each other's way."""
 
+VECTORS_ONLY_FAMILIES = frozenset({"precomputed"})
+
 BATCH = 32
 """Texts encoded, and queries searched, between two looks at the deadline."""
 
@@ -29,7 +31,7 @@ class ServedEncoder:
     """An encoder, with a turn to wait for if threads cannot share it."""
 
     def __init__(self, encoder: SparseEncoder) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         # Asked for on the event loop; some encoders read all their weights to compute it.
         self.fingerprint = encoder.fingerprint
         self.turn = None if encoder.family in SHARED_FAMILIES else asyncio.Lock()
@@ -39,15 +41,20 @@ class ServedEncoder:
 
     @property
     def name(self) -> str:
-        return self._encoder.family
+        return self.encoder.family
+
+    @property
+    def can_encode(self) -> bool:
+        """Whether it turns texts into vectors; some only stand for what made the vectors elsewhere."""
+        return self.encoder.family not in VECTORS_ONLY_FAMILIES
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return self._encoder.vocabulary
+        return self.encoder.vocabulary
 
     def encode(self, texts: Sequence[str], role: str, deadline: Deadline) -> SparseActivations:
         """Vectors of texts as `role`, ``"query"`` or ``"document"``, batch by batch while there is time."""
-        encode = self._encoder.encode_queries if role == "query" else self._encoder.encode_documents
+        encode = self.encoder.encode_queries if role == "query" else self.encoder.encode_documents
         batches = []
         for first in range(0, len(texts), BATCH):
             deadline.check()
@@ -57,12 +64,12 @@ class ServedEncoder:
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         with self._alone:
-            return self._encoder.count_tokens(texts)
+            return self.encoder.count_tokens(texts)
 
     def unknown_terms(self, texts: Sequence[str]) -> list[list[str]]:
         """For each text, the terms that the vocabulary cannot express."""
         with self._alone:
-            return [self._encoder.unknown_terms(text) for text in texts]
+            return [self.encoder.unknown_terms(text) for text in texts]
 
     def apart(
         self, encode: Callable[[], Encoded], finish: Callable[[Encoded], bytes]

@@ -7,54 +7,104 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from serving.asgi import Header, Request, Response
-from serving.catalogue import Catalogue
+from serving.catalogue import Catalogue, ServedIndex
 from serving.configuration import ServerConfiguration
 from serving.deadline import Deadline
 from serving.encoding import EncodingTurn
 from serving.errors import ApiError
+from serving.generators import Generators
+from serving.indexes.readers import Readers, reaches
+from serving.indexes.writers import Writers
+from serving.indexes.writing import LocalWriting, Writing
 
 Result = TypeVar("Result")
 
-Work = Callable[[bytes, Deadline], "bytes | EncodingTurn[Any]"]
-"""From a request's body to the answer's, or to what remains to be done when it is its turn at an encoder."""
+Work = Callable[[bytes, Deadline], "bytes | EncodingTurn[Any] | AwaitsVersion"]
+"""From a request's body to the answer's, or to what remains to be done when it is its turn at an encoder, or when the
+index is at a later version."""
+
+
+@dataclass(frozen=True)
+class AwaitsVersion:
+    """Work on an index that goes on when it is at a version or a later one."""
+
+    served: ServedIndex
+    version: int
+    go_on: Callable[[], bytes | EncodingTurn[Any]]
 
 
 class ServerState:
-    """Opened by `open`, ready until `close`."""
+    """Opened by `open`, ready until `close`.
 
-    def __init__(self, configuration: ServerConfiguration) -> None:
+    Args:
+        configuration: what to serve.
+        writing: the process that writes; None for this one.
+    """
+
+    def __init__(self, configuration: ServerConfiguration, writing: Writing | None = None) -> None:
         self.configuration = configuration
-        self._catalogue: Catalogue | None = None
+        self._readers: Readers | None = None
+        self._writers = Writers(configuration)
+        self._writes_here = writing is None
+        self.writing: Writing = LocalWriting(self._writers) if writing is None else writing
+        self.generators = Generators(configuration.models)
         self._threads = ThreadPoolExecutor(configuration.threads, thread_name_prefix="serving")
-        self._in_hand = 0
+        self._in_hand = self._writes_in_hand = 0
 
     @property
     def catalogue(self) -> Catalogue:
         """The open indexes; 503 while they are being opened or after the server began to stop."""
-        if self._catalogue is None:
+        if self._readers is None:
             raise ApiError(
                 503,
                 "not_ready",
                 "the server is opening its indexes, or stopping; try again shortly",
                 headers=[(b"retry-after", b"1")],
             )
-        return self._catalogue
+        return self._readers.catalogue
 
     def open(self) -> None:
         """Open the indexes, load their encoders and warm the kernels up (blocking)."""
-        catalogue = Catalogue.open(self.configuration.indexes)
-        catalogue.warm_up()
-        self._catalogue = catalogue
+        readers = Readers(self.configuration)
+        if self._writes_here:
+            self._writers.open()
+        try:
+            readers.open()
+            self.generators.open()
+        except BaseException:
+            readers.close()
+            self._writers.close()
+            raise
+        self._readers = readers
 
     def close(self) -> None:
-        """Let running work end, then close the indexes (blocking)."""
-        catalogue, self._catalogue = self._catalogue, None
+        """Let running work end, commit what was written, then close the indexes (blocking)."""
+        readers, self._readers = self._readers, None
+        self.generators.close()
         self._threads.shutdown()
-        if catalogue is not None:
-            catalogue.close()
+        self._writers.close()
+        if readers is not None:
+            readers.close()
+
+    async def see(self, has_come: Callable[[Catalogue], bool], timeout_s: float) -> bool:
+        """Wait until the open indexes fulfil a condition; whether they did in time."""
+        readers = self._readers
+        return readers is not None and await readers.wait_for(has_come, timeout_s)
+
+    @contextmanager
+    def writing_admitted(self) -> Iterator[None]:
+        """Count a write among those that are read or wait, or refuse it: 429."""
+        if self._writes_in_hand >= self.configuration.limits.max_writes:
+            raise overloaded()
+        self._writes_in_hand += 1
+        try:
+            yield
+        finally:
+            self._writes_in_hand -= 1
 
     async def respond(self, request: Request, work: Work) -> Response:
         """Read a request's body and work on it in a thread: the event loop stays free for other requests.
@@ -67,7 +117,7 @@ class ServerState:
                 if the time is over; and what `work` raises.
         """
         limits = self.configuration.limits
-        with self._admitted():
+        with self.admitted():
             body = await request.json_body(limits.max_body_bytes, limits.body_timeout_s)
             deadline = Deadline(limits.timeout_s)
             asked = time.perf_counter()
@@ -75,6 +125,9 @@ class ServerState:
             try:
                 async with asyncio.timeout(limits.timeout_s):
                     answer = await self._in_thread(worked, lambda: work(body, deadline), deadline)
+                    if isinstance(answer, AwaitsVersion):
+                        await self._reach(answer, deadline)
+                        answer = await self._in_thread(worked, answer.go_on, deadline)
                     if isinstance(answer, EncodingTurn):
                         rest = answer
                         async with rest.turn:
@@ -95,16 +148,35 @@ class ServerState:
             ),
         )
 
+    async def _reach(self, awaited: AwaitsVersion, deadline: Deadline) -> None:
+        """Wait until the index is at the version that a search asks for.
+
+        Raises:
+            ApiError: 409 if this server never writes to it, 504 if the time is over.
+        """
+        version = awaited.served.index.generation
+        if not awaited.served.is_writable:
+            raise ApiError(
+                409,
+                "version_not_reached",
+                f"the index is at version {version} and read-only here, but min_version is {awaited.version}",
+                "min_version",
+            )
+        has_come = reaches(awaited.served.name, awaited.served.uid, awaited.version)
+        if not await self.see(has_come, deadline.remaining_s * 0.95):
+            raise ApiError(
+                504,
+                "version_not_reached",
+                f"the index was at version {version}, and did not come to min_version {awaited.version} within "
+                f"{deadline.timeout_s:g} s; take a version that a write or a search has answered",
+                "min_version",
+            )
+
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
+    def admitted(self) -> Iterator[None]:
         """Count a request among those in hand, or refuse it."""
         if self._in_hand >= self.configuration.limits.max_in_hand:
-            raise ApiError(
-                429,
-                "overloaded",
-                "the server has as many requests waiting as it takes; try again later",
-                headers=[(b"retry-after", b"1")],
-            )
+            raise overloaded()
         self._in_hand += 1
         try:
             yield
@@ -123,6 +195,15 @@ class ServerState:
                 worked.append(time.perf_counter() - started)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+
+
+def overloaded() -> ApiError:
+    return ApiError(
+        429,
+        "overloaded",
+        "the server has as many requests waiting as it takes; try again later",
+        headers=[(b"retry-after", b"1")],
+    )
 
 
 def milliseconds(name: bytes, seconds: float) -> Header:

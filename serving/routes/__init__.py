@@ -1,7 +1,15 @@
 """The routes, one file a group; `ROUTES` is all of them."""
 
 from serving.asgi import Route
-from serving.routes import encode, health, indexes, search
+from serving.routes import completions, documents, encode, health, indexes, models, search
 from serving.state import ServerState
 
-ROUTES: tuple[Route[ServerState], ...] = (*health.ROUTES, *encode.ROUTES, *indexes.ROUTES, *search.ROUTES)
+ROUTES: tuple[Route[ServerState], ...] = (
+    *health.ROUTES,
+    *encode.ROUTES,
+    *indexes.ROUTES,
+    *documents.ROUTES,
+    *search.ROUTES,
+    *completions.ROUTES,
+    *models.ROUTES,
+)

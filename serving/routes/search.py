@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from serving.deadline import Deadline
 from serving.encoding import BATCH, EncodingTurn
 from serving.errors import ApiError, from_library, from_validation
 from serving.query_vectors import read_query_vectors
-from serving.state import ServerState
+from serving.state import AwaitsVersion, ServerState
 
 if TYPE_CHECKING:
     from runtime.activations import SparseActivations
@@ -42,6 +43,7 @@ class SearchRequest(BaseModel):
     k: int = Field(default=10, ge=1)
     filter: dict[str, Any] | None = None
     parts: list[Literal["text", "explain"]] = Field(default=[], alias="with")
+    min_version: int | None = Field(default=None, ge=1)
 
     def texts(self) -> list[str]:
         """The query texts; none if the queries are vectors."""
@@ -104,11 +106,23 @@ def check_results(request: SearchRequest, count: int, limits: Limits) -> None:
 
 
 def answer(
-    served: ServedIndex, limits: Limits, body: bytes, deadline: Deadline
-) -> bytes | EncodingTurn[Queries]:
-    """Parse, encode and search, and build the body of the answer (blocking)."""
+    find: Callable[[], ServedIndex], limits: Limits, body: bytes, deadline: Deadline
+) -> bytes | EncodingTurn[Queries] | AwaitsVersion:
+    """Parse, encode and search in what `find` gives, and build the body of the answer (blocking)."""
     started = time.perf_counter()
     request = read_search_request(body, limits)
+    served = find()
+    if request.min_version is not None and served.index.generation < request.min_version:
+        return AwaitsVersion(
+            served, request.min_version, lambda: search_in(find(), request, started, deadline)
+        )
+    return search_in(served, request, started, deadline)
+
+
+def search_in(
+    served: ServedIndex, request: SearchRequest, started: float, deadline: Deadline
+) -> bytes | EncodingTurn[Queries]:
+    """Encode and search, and build the body of the answer (blocking)."""
     finish = partial(answer_body, served, request, started, deadline)
     texts = request.texts()
     if texts:
@@ -185,8 +199,11 @@ def explanation_body(served: ServedIndex, query: SparseActivations, identifier: 
 
 async def search(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
-    served = state.catalogue.index(request.path_parameters["name"])
-    return await state.respond(request, partial(answer, served, state.configuration.limits))
+    name = request.path_parameters["name"]
+    state.catalogue.index(name)  # an index that is not there is said so before the body is read
+    return await state.respond(
+        request, partial(answer, lambda: state.catalogue.index(name), state.configuration.limits)
+    )
 
 
 ROUTES = (Route("POST", "/v1/indexes/{name}/search", search),)

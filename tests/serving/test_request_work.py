@@ -172,7 +172,7 @@ def test_a_slow_encoder_takes_no_thread_from_other_indexes(
     catalogue = api.api.state.catalogue
     docs = catalogue.indexes["docs"]
     slow = type(docs)("slow", docs.index, ServedEncoder(SlowEncoder()))  # type: ignore[arg-type]
-    monkeypatch.setattr(api.api.state, "_catalogue", type(catalogue)({"docs": docs, "slow": slow}))
+    monkeypatch.setattr(api.api.state._readers, "catalogue", type(catalogue)({"docs": docs, "slow": slow}))
 
     async def ask_all() -> None:
         import httpx
