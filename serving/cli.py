@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,9 +24,21 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def serve(
     index: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--index", metavar="NAME=DIR", help="An index folder and its name in URLs; repeatable."),
-    ],
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the indexes that are made over HTTP; made if missing.", metavar="DIR"),
+    ] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoder",
+            metavar="NAME=DIR",
+            help="An encoder that indexes may be made with, beside bm25; repeatable.",
+        ),
+    ] = None,
     port: Annotated[
         int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)
     ] = 8000,
@@ -37,17 +49,19 @@ def serve(
     Examples:
       lexpert serve --index docs=./docs-index
       lexpert serve --index docs=./docs-index --index papers=./papers-index --port 9000
+      lexpert serve --data ./data
 
     \b
     Ask it from another terminal:
       curl -s http://127.0.0.1:8000/v1/indexes/docs/search \\
         -H 'content-type: application/json' -d '{"query": "open a file", "k": 3, "with": ["text"]}'
     """
-    configuration = configure(index, port)
-    say(f"starting a server for {', '.join(sorted(configuration.indexes))} …")
+    configuration = configure(index or [], port, data, encoder or [])
+    served = sorted(configuration.indexes) + ([str(data)] if data is not None else [])
+    say(f"starting a server for {', '.join(served)} …")
     with serving(configuration) as (server, stop):
         say(f"serving on {server.url} (Ctrl-C stops it); for example:")
-        say(example(server.url, min(configuration.indexes)))
+        say(example(server.url, min(configuration.indexes, default="NAME")))
         stop.wait()
         say("stopping …")
     say("stopped")
@@ -129,30 +143,54 @@ def example(url: str, index: str) -> str:
     return f"  curl -s {url}/v1/indexes/{index}/search -H 'content-type: application/json' -d '{body}'"
 
 
-def configure(indexes: list[str], port: int) -> ServerConfiguration:
+def configure(
+    indexes: Sequence[str], port: int, data: Path | None = None, encoders: Sequence[str] = ()
+) -> ServerConfiguration:
     """The configuration that the options ask for.
 
     Raises:
-        UsageError: an index is not NAME=DIR, has a name that cannot stand in a URL, or is named twice.
+        UsageError: there is nothing to serve, or an index or encoder is not NAME=DIR, has a name that cannot stand in
+            a URL, or is named twice.
     """
+    from serving.configuration import ServerConfiguration
+
+    if not indexes and data is None:
+        raise UsageError(
+            "there is nothing to serve; give --index NAME=DIR, or --data DIR for indexes to be made over HTTP"
+        )
+    folders = {name: Path(folder).absolute() for name, folder in named("--index", indexes).items()}
+    return ServerConfiguration(
+        indexes=folders,
+        port=port,
+        data=data.absolute() if data is not None else None,
+        encoders={
+            name: str(Path(place).absolute()) if Path(place).exists() else place
+            for name, place in named("--encoder", encoders).items()
+        },
+    )
+
+
+def named(flag: str, options: Sequence[str]) -> dict[str, str]:
+    """Options of the form NAME=DIR; UsageError for any other."""
     import re
 
-    from serving.configuration import INDEX_NAME, ServerConfiguration
+    from serving.configuration import INDEX_NAME
 
-    folders: dict[str, Path] = {}
-    for option in indexes:
+    kind = flag.strip("-")
+    found: dict[str, str] = {}
+    for option in options:
         name, separator, folder = option.partition("=")
         if not separator or not folder:
-            raise UsageError(f"--index {option} must be NAME=DIR, for example --index docs=./docs-index")
+            raise UsageError(f"{flag} {option} must be NAME=DIR, for example {flag} docs=./docs-{kind}")
         if not re.fullmatch(INDEX_NAME, name):
             raise UsageError(
-                f"--index {option}: the name {name!r} must be 1 to 64 letters, digits, dots, dashes or "
+                f"{flag} {option}: the name {name!r} must be 1 to 64 letters, digits, dots, dashes or "
                 "underscores, with a letter or digit first"
             )
-        if name in folders:
-            raise UsageError(f"--index names {name!r} twice; give each index a name of its own")
-        folders[name] = Path(folder).absolute()
-    return ServerConfiguration(indexes=folders, port=port)
+        if name in found:
+            raise UsageError(f"{flag} names {name!r} twice; give each {kind} a name of its own")
+        found[name] = folder
+    return found
 
 
 class StopSignals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -31,7 +32,7 @@ def test_lines_are_those_of_the_whole_however_it_is_cut(text: bytes, cuts: list[
     splitter = LineSplitter(max_bytes=8)
     lines = []
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         lines += splitter.split(text[start:end])
     lines += splitter.finish()
     expected = text.split(b"\n")

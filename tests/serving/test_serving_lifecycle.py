@@ -213,6 +213,7 @@ def test_a_taken_port_is_one_sentence(index_folder: Path) -> None:
         (["../x=dir"], "letters, digits"),
         ([f"{'x' * 65}=dir"], "letters, digits"),
         (["docs=a", "docs=b"], "twice"),
+        ([], "--data DIR"),
     ],
 )
 def test_a_wrong_index_option_says_what_is_right(options: list[str], said: str) -> None:

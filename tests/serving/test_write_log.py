@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.errors import FormatError
+from runtime.errors import FormatError, LexpertError
 from serving.indexes.known_answers import KnownAnswer, KnownAnswers
 from serving.indexes.record_file import HEADER, RecordFile, read_records
 from serving.indexes.write_log import LogClosedError, Write, WriteLog, clear_log, read_log
@@ -79,9 +79,10 @@ def test_a_write_that_fails_leaves_nothing_and_the_next_one_follows(
     def refuse(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as context, pytest.raises(Exception, match="no space left"):
+    with monkeypatch.context() as context:
         context.setattr("os.fdatasync", refuse)
-        file.append([b"lost"], 2)
+        with pytest.raises(LexpertError, match="no space left"):
+            file.append([b"lost"], 2)
     file.append([b"two"], 2)
     file.close()
     assert list(read_records(tmp_path / "a.log", is_last=False)) == [(1, b"one"), (2, b"two")]
