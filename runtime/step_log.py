@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import FormatError
+from runtime.write_errors import naming_what_cannot_be_written
 
 Record = dict[str, Any]
 """``step`` and figures; of a training step `layers` too, the figures of each layer with experts."""
@@ -26,29 +27,42 @@ class StepLog:
     def __init__(self, path: Path, tensorboard: Path, step: int | None = None) -> None:
         kept = [] if step is None else [record for record in read_records(path) if record["step"] <= step]
         partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept), "utf-8")
-        partial.rename(path)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = _writer(tensorboard, step)
+        self._path, self._tensorboard = path, tensorboard
+        with naming_what_cannot_be_written(path):
+            partial.write_text("".join(f"{json.dumps(record)}\n" for record in kept), "utf-8")
+            partial.rename(path)
+            self._file = path.open("ab", buffering=0)  # so that closing it writes nothing, and cannot fail
+        with naming_what_cannot_be_written(tensorboard):
+            self._board = _writer(tensorboard, step)
 
     def add(self, record: Record) -> None:
-        """Write a record; it is in the file when this returns."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Write a record; it is in the file when this returns.
+
+        Raises:
+            LexpertError: it cannot be written, for example because the disk is full.
+        """
+        with naming_what_cannot_be_written(self._path):
+            left = memoryview(f"{json.dumps(record)}\n".encode())
+            while left:
+                left = left[self._file.write(left) :]
         if self._board is not None:
-            for name, value in _scalars(record):
-                self._board.add_scalar(name, value, record["step"])
+            with naming_what_cannot_be_written(self._tensorboard):
+                for name, value in _scalars(record):
+                    self._board.add_scalar(name, value, record["step"])
 
     def flush(self) -> None:
-        """Make all that was added durable."""
-        os.fsync(self._file.fileno())
+        """Make all that was added durable; raises as `add` does."""
+        with naming_what_cannot_be_written(self._path):
+            os.fsync(self._file.fileno())
         if self._board is not None:
-            self._board.flush()
+            with naming_what_cannot_be_written(self._tensorboard):
+                self._board.flush()
 
     def close(self) -> None:
         self._file.close()
         if self._board is not None:
-            self._board.close()
+            with naming_what_cannot_be_written(self._tensorboard):
+                self._board.close()
 
 
 def read_records(path: Path) -> list[Record]:

@@ -17,6 +17,7 @@ from runtime.errors import FormatError, NotFoundError, UsageError
 from runtime.output_folder import new_folder, require_room
 from runtime.run_folder import RunFolder, open_run, read_json, write_json
 from runtime.step_log import StepLog, read_records
+from runtime.write_errors import naming_what_cannot_be_written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -247,7 +248,8 @@ class Evaluations:
         mean = sum(found.values()) / len(found)
         if self._count(step, mean):
             shutil.rmtree(self._folder(step), ignore_errors=True)
-            candidate.rename(self._folder(step))
+            with naming_what_cannot_be_written(self._folder(step)):
+                candidate.rename(self._folder(step))
             for old in self._run.out.glob("best-*"):
                 if old != self._folder(step):
                     shutil.rmtree(old)
