@@ -37,6 +37,9 @@ from runtime.write_errors import naming_what_cannot_be_written
 WEIGHTS = "weights.safetensors"
 SIDES = ("queries", "passages")
 
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error")
+"""Of what torch says when a file cannot be written."""
+
 EMPTY_BATCHES = 3
 """So many batches on end without an active term on a side are no chance: a few short queries may have none."""
 
@@ -386,7 +389,7 @@ def writing(path: Path) -> Iterator[None]:
         except Exception as error:
             # safetensors says the system's number in words, torch says no number
             number = re.search(r"os error (\d+)", str(error))
-            if number is None and "PytorchStreamWriter failed" not in str(error):
+            if number is None and not any(part in str(error) for part in TORCH_CANNOT_WRITE):
                 raise
             code = int(number[1]) if number else errno.ENOSPC
             raise OSError(code, os.strerror(code)) from error

@@ -281,6 +281,15 @@ def test_what_cannot_be_written_is_said_in_one_sentence(
     assert not list((tmp_path / "run").glob("checkpoints/*/complete"))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("size", [1, 1 << 16, 1 << 22])
+def test_a_full_disk_is_known_from_what_torch_says_of_it(size: int) -> None:
+    from retrieval.training.trainer import writing
+
+    with pytest.raises(LexpertError, match="No space left on device; free some space"), writing(Path("run")):
+        torch.save({"a": torch.zeros(size)}, "/dev/full")
+
+
 def test_terms_that_all_vanish_stop_the_training_and_name_lambda(
     make_recipe: MakeRecipe, make_language_model: MakeModel, training_set: TrainingSet, tmp_path: Path
 ) -> None:
