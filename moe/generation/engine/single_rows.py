@@ -54,19 +54,20 @@ def attend_single_rows(
         ``[rows, heads, value width]`` of the dtype of `queries`.
     """
     narrow = keys.dtype == torch.bfloat16
-    output = np.empty((*queries.shape[:2], values.shape[-1]), np.float32)
+    output = np.zeros((*queries.shape[:2], values.shape[-1]), np.float32)
     # bfloat16 is the upper half of float32, which NumPy sees as a whole number.
-    stored = [(kept.view(torch.int16) if narrow else kept).numpy() for kept in (keys, values)]
+    stored = [(kept.view(torch.int16) if narrow else kept).numpy().reshape(-1) for kept in (keys, values)]
     _attend(
-        np.ascontiguousarray(queries.float().numpy()),
+        np.ascontiguousarray(queries.float().numpy()).reshape(-1),
         *stored,
+        (queries.shape[1], *keys.shape[1:], values.shape[-1]),
         tables,
         lengths,
         block_tokens,
         np.float32(scaling),
-        lengths.max(initial=1) if sliding_window is None else sliding_window,
+        int(lengths.max(initial=1)) if sliding_window is None else sliding_window,
         np.float32(softcap or 0),
-        output,
+        output.reshape(-1),
     )
     return torch.from_numpy(output).to(queries.dtype)
 
@@ -106,19 +107,39 @@ def _exp(x: Any) -> Any:
     return result if x == x else x
 
 
+# Whole numbers without a sign: for others Numba asks at each element whether it counts from the end, and then the
+# loops are not done in vectors.
+
+
 @njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
-def _dot(query: Any, key: Any) -> Any:
+def _dot(queries: Any, query: int, keys: Any, key: int, width: int) -> Any:
     """In any order, so that it is done in vectors. The rest of this module keeps its order: `_exp` has to."""
+    query, key = np.uint64(query), np.uint64(key)
     total = np.float32(0)
-    for column in range(len(query)):
-        total += query[column] * _float32(key[column])
+    for column in range(np.uint64(width)):
+        total += queries[query + column] * _float32(keys[key + column])
     return total
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract"})
-def _add(sums: Any, share: Any, value: Any) -> None:
-    for column in range(len(sums)):
-        sums[column] += share * _float32(value[column])
+def _add(sums: Any, at: int, share: Any, values: Any, value: int, width: int) -> None:
+    at, value = np.uint64(at), np.uint64(value)
+    for column in range(np.uint64(width)):
+        sums[at + column] += share * _float32(values[value + column])
+
+
+@njit(nogil=True, error_model="numpy")
+def _softmax(scores: Any) -> None:
+    highest = scores[0]
+    for place in range(len(scores)):
+        highest = max(highest, scores[place])
+    for place in range(len(scores)):
+        scores[place] = _exp(scores[place] - highest)
+    total = np.float32(0)
+    for place in range(len(scores)):
+        total += scores[place]
+    for place in range(len(scores)):
+        scores[place] /= total
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -126,6 +147,7 @@ def _compiled(
     queries: Any,
     keys: Any,
     values: Any,
+    sizes: Any,
     tables: Any,
     lengths: Any,
     block_tokens: int,
@@ -134,40 +156,34 @@ def _compiled(
     softcap: Any,
     output: Any,
 ) -> None:
-    rows, heads, _ = queries.shape
-    key_heads = keys.shape[1]
+    # All arrays of numbers are flat: a view of a part costs as much as the product of two heads.
+    heads, key_heads, width, value_width = sizes
     group = heads // key_heads
-    scores = np.empty((group, min(window, lengths.max())), np.float32)
-    for row in range(rows):
+    most = min(window, lengths.max())
+    scores = np.empty(group * most, np.float32)
+    slots = np.empty(most, np.int64)
+    for row in range(len(lengths)):
         first = max(0, lengths[row] - window)
         count = lengths[row] - first
+        for place in range(count):
+            at = first + place
+            slots[place] = tables[row, at // block_tokens] * block_tokens + at % block_tokens
         for key_head in range(key_heads):
+            head = row * heads + key_head * group
             for place in range(count):
-                at = first + place
-                slot = tables[row, at // block_tokens] * block_tokens + at % block_tokens
-                known = keys[slot, key_head]
+                key = (slots[place] * key_heads + key_head) * width
                 for member in range(group):
-                    query = queries[row, key_head * group + member]
-                    score = _dot(query, known) * scaling
+                    score = _dot(queries, (head + member) * width, keys, key, width) * scaling
                     if softcap > 0:
                         score = np.float32(math.tanh(score / softcap)) * softcap
-                    scores[member, place] = score
+                    scores[member * most + place] = score
             for member in range(group):
-                shares = scores[member, :count]
-                highest = shares.max()
-                total = np.float32(0)
-                for place in range(count):
-                    shares[place] = _exp(shares[place] - highest)
-                    total += shares[place]
-                output[row, key_head * group + member] = 0
-                for place in range(count):
-                    shares[place] /= total
+                _softmax(scores[member * most : member * most + count])
             for place in range(count):
-                at = first + place
-                slot = tables[row, at // block_tokens] * block_tokens + at % block_tokens
-                added = values[slot, key_head]
+                value = (slots[place] * key_heads + key_head) * value_width
                 for member in range(group):
-                    _add(output[row, key_head * group + member], scores[member, place], added)
+                    share = scores[member * most + place]
+                    _add(output, (head + member) * value_width, share, values, value, value_width)
 
 
 _attend: Any = _compiled

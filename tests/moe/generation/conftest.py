@@ -41,11 +41,16 @@ def tiny_model(model_type: str, seed: int = 0) -> Any:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("decoder")
+    save_tiny_decoder(path)
+    return path
+
+
+def save_tiny_decoder(path: Path, chat_template: str | None = None) -> None:
     """A Mixtral with a tokenizer of bytes."""
     import tokenizers
     import transformers
 
-    path: Path = tmp_path_factory.mktemp("decoder")
     tiny_model("mixtral").save_pretrained(path)
     # A byte is a token, so that a character of two bytes comes in two of them.
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -56,5 +61,5 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    fast.chat_template = chat_template
     fast.save_pretrained(path)
-    return path

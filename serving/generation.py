@@ -1,0 +1,127 @@
+"""Generators as the routes see them: an engine in this process, or one behind a deployment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from moe.generation.engine import Engine, Event, Request
+    from runtime.meter import ActivityMeter
+
+
+class Stream(Protocol):
+    """The events of one request."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Events until all choices have ended."""
+        ...
+
+    def cancel(self) -> None:
+        """End it; also when it has ended."""
+        ...
+
+
+class Generator(Protocol):
+    """A model that continues prompts for many requests at once.
+
+    Attributes:
+        name: in URLs and requests.
+        created: when it was opened, in seconds since 1970.
+        context: most tokens of a prompt and what follows it together.
+        vocabulary: ids are below.
+    """
+
+    name: str
+    created: int
+    context: int
+    vocabulary: int
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text, with those that the model wants around it (blocking)."""
+        ...
+
+    def chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Ids of a conversation, up to where the next answer begins (blocking).
+
+        Raises:
+            UsageError: the model has no chat template, or it does not take these messages.
+        """
+        ...
+
+    def token_text(self, token: int) -> str:
+        """What one id stands for."""
+        ...
+
+    def submit(self, request: Request) -> Stream:
+        """Put a request into the queue.
+
+        Raises:
+            UsageError: it cannot be honoured.
+            QueueFullError: too many wait.
+        """
+        ...
+
+    def routing(self, window_s: float) -> Mapping[str, ActivityMeter]:
+        """The load of the experts of each layer in the last seconds."""
+        ...
+
+    def close(self) -> None:
+        """End all requests (blocking)."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalGenerator:
+    """An engine of this process."""
+
+    name: str
+    engine: Engine
+    created: int
+
+    @classmethod
+    def open(cls, name: str, folder: Path) -> LocalGenerator:
+        """Load a folder, and raise what `Engine.open` raises."""
+        import time
+
+        from moe.generation.engine import Engine
+
+        return cls(name, Engine.open(folder), int(time.time()))
+
+    @property
+    def context(self) -> int:
+        return self.engine.context
+
+    @property
+    def vocabulary(self) -> int:
+        return self.engine.vocabulary
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(self.engine.tokenizer(text)["input_ids"])
+
+    def chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        return self.engine.chat(messages)
+
+    def token_text(self, token: int) -> str:
+        return str(self.engine.tokenizer.decode([token]))
+
+    def submit(self, request: Request) -> Stream:
+        return self.engine.submit(request)
+
+    def routing(self, window_s: float) -> Mapping[str, ActivityMeter]:
+        return self.engine.routing.meters(window_s)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+async def collect(stream: Stream) -> list[Event]:
+    """All events; cancels the request where its reader is cancelled."""
+    try:
+        return [event async for event in stream]
+    except asyncio.CancelledError:
+        stream.cancel()
+        raise

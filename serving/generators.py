@@ -1,0 +1,64 @@
+"""The models of a server that generate, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from serving.errors import ApiError
+from serving.generation import Generator, LocalGenerator
+
+
+class Generators(Mapping[str, Generator]):
+    """Opened by `open`, ready until `close`; 503 before and after.
+
+    Args:
+        folders: of each model, by its name.
+    """
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders = dict(folders)
+        self._opened: dict[str, Generator] = {}
+        self._is_open = not self._folders
+
+    def open(self) -> None:
+        """Load all models, or none (blocking).
+
+        Raises:
+            NotFoundError, FormatError, UsageError: a folder is missing, damaged, or no model that can be batched.
+        """
+        try:
+            for name, folder in self._folders.items():
+                self._opened[name] = LocalGenerator.open(name, folder)
+        except BaseException:
+            self.close()
+            raise
+        self._is_open = True
+
+    def close(self) -> None:
+        """End what is generated (blocking)."""
+        self._is_open = not self._folders
+        while self._opened:
+            self._opened.popitem()[1].close()
+
+    def named(self, name: str) -> Generator:
+        """The model of that name; 404 if there is none."""
+        if name not in self._folders:
+            raise ApiError(404, "model_not_found", f"there is no model {name!r} that generates", "model")
+        if not self._is_open:
+            raise ApiError(
+                503,
+                "not_ready",
+                "the server is loading its models, or stopping; try again shortly",
+                headers=[(b"retry-after", b"1")],
+            )
+        return self._opened[name]
+
+    def __getitem__(self, name: str) -> Generator:
+        return self._opened[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._opened)
+
+    def __len__(self) -> int:
+        return len(self._opened)
