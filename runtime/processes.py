@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -99,7 +100,8 @@ ALONE = Processes(1, 0, "cpu")
 
 @contextmanager
 def joined_processes(device: str | None) -> Iterator[Processes]:
-    """Find the others by the variables that torchrun sets, while the ``with`` block lasts.
+    """Find the others by the variables that torchrun sets; they part where the ``with`` block ends in an error, or at
+    the end of the process.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``; None takes GPUs where there are any.
@@ -126,14 +128,20 @@ def joined_processes(device: str | None) -> Iterator[Processes]:
         torch.cuda.set_device(place)
         kind = f"cuda:{place}"
     _require_usable(kind)
-    begun = not torch.distributed.is_initialized()
-    if begun:
+    if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if kind.startswith("cuda") else "gloo", timeout=PATIENCE)
+        # Not at the end of the block: processes that have parted do not find each other again.
+        atexit.register(_part)
     try:
         yield Processes(count, torch.distributed.get_rank(), kind)
-    finally:
-        if begun:
-            torch.distributed.destroy_process_group()
+    except BaseException:
+        _part()  # so that the others do not wait for this one
+        raise
+
+
+def _part() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _require_usable(device: str) -> None:

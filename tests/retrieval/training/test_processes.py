@@ -127,3 +127,16 @@ def test_stopped_processes_go_on_to_the_same_weights(
         assert (tmp_path / out / "model").exists() == (ends == "late")
     whole, stopped = (tmp_path / out / "model" / "model.safetensors" for out in ("whole", "stopped"))
     assert stopped.read_bytes() == whole.read_bytes()
+
+
+TWICE = """
+from runtime.processes import joined_processes
+for turn in (1, 2, 3):
+    with joined_processes("cpu") as processes:
+        assert processes.gather(processes.rank + turn) == [turn, turn + 1]
+        processes.wait()
+"""
+
+
+def test_processes_join_again_after_they_are_done(forks: Forks) -> None:
+    forks.run_two(TWICE)
