@@ -6,10 +6,11 @@ import asyncio
 import logging
 
 from runtime.errors import LexpertError
-from serving.asgi import ClientGoneError, Receive, Request, Response, Router, Scope, Send
+from serving.asgi import Answer, ClientGoneError, Receive, Request, Response, Router, Scope, Send
 from serving.configuration import ServerConfiguration
 from serving.deadline import WorkStoppedError
 from serving.errors import ApiError, from_library, internal_error
+from serving.generators import Generators
 from serving.indexes.writing import Writing
 from serving.request_identity import REQUEST_ID
 from serving.routes import ROUTES
@@ -23,13 +24,18 @@ ROUTER = Router(ROUTES)
 class Api:
     """ASGI application; opens its indexes at lifespan start and closes them at its end.
 
-    It writes to indexes itself unless it is given another process that does.
+    It writes to indexes and holds models itself unless it is given other processes that do.
 
     Request ids are given to it by `serving.request_identity.RequestIdentity`, which belongs around it.
     """
 
-    def __init__(self, configuration: ServerConfiguration, writing: Writing | None = None) -> None:
-        self.state = ServerState(configuration, writing)
+    def __init__(
+        self,
+        configuration: ServerConfiguration,
+        writing: Writing | None = None,
+        generators: Generators | None = None,
+    ) -> None:
+        self.state = ServerState(configuration, writing, generators)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -56,6 +62,7 @@ class Api:
                 return
 
     async def _handle(self, request: Request, send: Send) -> None:
+        response: Answer
         try:
             response = await self._answer(request)
         except (ClientGoneError, WorkStoppedError):
@@ -64,7 +71,7 @@ class Api:
             response = self._refuse(request, error)
         await response.send(request, send)
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request) -> Answer:
         """Find and run the handler; everything that it may raise becomes an ApiError."""
         try:
             handler, request.path_parameters = ROUTER.find(request.scope["method"], request.scope["path"])

@@ -111,6 +111,7 @@ def _deploy(configuration: ServerConfiguration, port: int, log_file: Path) -> No
     from ray.serve.config import BackpressureConfig
     from ray.serve.schema import LoggingConfig
 
+    from serving.generator_deployment import GENERATOR, GeneratorReplica, application_of
     from serving.indexes.writer_deployment import WRITER, WRITER_APPLICATION, WriterReplica
 
     logging_config = LoggingConfig(enable_access_log=False, log_level="ERROR")
@@ -135,6 +136,15 @@ def _deploy(configuration: ServerConfiguration, port: int, log_file: Path) -> No
                 route_prefix=None,
                 logging_config=logging_config,
             )
+        for name, folder in configuration.models.items():
+            # A share of no core, because Ray counts the cores of the machine as taken by the other replicas.
+            model = deploy(GeneratorReplica).options(name=GENERATOR, ray_actor_options={"num_cpus": 0})
+            serve.run(
+                model.bind(name, folder, available_cores(), log_file),
+                name=application_of(name),
+                route_prefix=None,
+                logging_config=logging_config,
+            )
         serve.run(ingress.bind(), name=APPLICATION, route_prefix="/", logging_config=logging_config)
     except Exception as error:  # Ray raises whatever its own parts raised, wrapped in several ways
         reason = last_error(log_file) or f"{type(error).__name__}: {last_words(str(error))}"
@@ -146,11 +156,17 @@ def application_builder(configuration: ServerConfiguration, log_file: Path) -> C
 
     def build() -> Application:
         from serving.api import Api
+        from serving.generator_deployment import RemoteGenerator
+        from serving.generators import Generators
         from serving.indexes.writer_deployment import RemoteWriting
 
         log_to_file(log_file)
         keep_replica_on_loopback()
-        return Api(configuration, RemoteWriting() if configuration.takes_writes else None)
+        return Api(
+            configuration,
+            RemoteWriting() if configuration.takes_writes else None,
+            Generators(configuration.models, RemoteGenerator.open),
+        )
 
     return build
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mutabl
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message as HeaderSection
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
@@ -239,7 +239,15 @@ class Response:
             await send({"type": "http.response.body", "body": b""})
 
 
-Handler = Callable[[State, Request], Awaitable[Response]]
+class Answer(Protocol):
+    """What a handler returns: a `Response`, or one that comes piece by piece."""
+
+    async def send(self, request: Request, send: Send) -> None:
+        """Send all of it."""
+        ...
+
+
+Handler = Callable[[State, Request], Awaitable[Answer]]
 
 
 @dataclass(frozen=True)

@@ -39,29 +39,36 @@ def serve(
             help="An encoder that indexes may be made with, beside bm25; repeatable.",
         ),
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME=DIR", help="A decoder that generates; repeatable."),
+    ] = None,
     port: Annotated[
         int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)
     ] = 8000,
 ) -> None:
-    """Serve indexes over HTTP on 127.0.0.1 until Ctrl-C.
+    """Serve indexes and models over HTTP on 127.0.0.1 until Ctrl-C.
 
     \b
     Examples:
       lexpert serve --index docs=./docs-index
       lexpert serve --index docs=./docs-index --index papers=./papers-index --port 9000
       lexpert serve --data ./data
+      lexpert serve --model stories=./stories
 
     \b
     Ask it from another terminal:
       curl -s http://127.0.0.1:8000/v1/indexes/docs/search \\
         -H 'content-type: application/json' -d '{"query": "open a file", "k": 3, "with": ["text"]}'
     """
-    configuration = configure(index or [], port, data, encoder or [])
-    served = sorted(configuration.indexes) + ([str(data)] if data is not None else [])
+    configuration = configure(index or [], port, data, encoder or [], model or [])
+    served = sorted({*configuration.indexes, *configuration.models}) + (
+        [str(data)] if data is not None else []
+    )
     say(f"starting a server for {', '.join(served)} …")
     with serving(configuration) as (server, stop):
         say(f"serving on {server.url} (Ctrl-C stops it); for example:")
-        say(example(server.url, min(configuration.indexes, default="NAME")))
+        say(example_of(configuration, server.url))
         stop.wait()
         say("stopping …")
     say("stopped")
@@ -143,24 +150,38 @@ def example(url: str, index: str) -> str:
     return f"  curl -s {url}/v1/indexes/{index}/search -H 'content-type: application/json' -d '{body}'"
 
 
+def example_of(configuration: ServerConfiguration, url: str) -> str:
+    """A command line that asks a server for what it has."""
+    if configuration.indexes or not configuration.models:
+        return example(url, min(configuration.indexes, default="NAME"))
+    body = f'{{"model": "{min(configuration.models)}", "prompt": "Once upon a time", "max_tokens": 64}}'
+    return f"  curl -s {url}/v1/completions -H 'content-type: application/json' -d '{body}'"
+
+
 def configure(
-    indexes: Sequence[str], port: int, data: Path | None = None, encoders: Sequence[str] = ()
+    indexes: Sequence[str],
+    port: int,
+    data: Path | None = None,
+    encoders: Sequence[str] = (),
+    models: Sequence[str] = (),
 ) -> ServerConfiguration:
     """The configuration that the options ask for.
 
     Raises:
-        UsageError: there is nothing to serve, or an index or encoder is not NAME=DIR, has a name that cannot stand in
-            a URL, or is named twice.
+        UsageError: there is nothing to serve, or an index, encoder or model is not NAME=DIR, has a name that cannot
+            stand in a URL, or is named twice.
     """
     from serving.configuration import ServerConfiguration
 
-    if not indexes and data is None:
+    if not indexes and not models and data is None:
         raise UsageError(
-            "there is nothing to serve; give --index NAME=DIR, or --data DIR for indexes to be made over HTTP"
+            "there is nothing to serve; give --index NAME=DIR, --model NAME=DIR, or --data DIR for indexes to be made "
+            "over HTTP"
         )
     folders = {name: Path(folder).absolute() for name, folder in named("--index", indexes).items()}
     return ServerConfiguration(
         indexes=folders,
+        models={name: Path(folder).absolute() for name, folder in named("--model", models).items()},
         port=port,
         data=data.absolute() if data is not None else None,
         encoders={

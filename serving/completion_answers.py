@@ -29,7 +29,7 @@ class Answers(ABC):
     chunk_kind: str
 
     def __init__(self, generator: Generator, parsed: Any, identifier: str, created: int) -> None:
-        self._generator = generator
+        self._tokenizer = generator.tokenizer
         self._parsed = parsed
         self._about = {"id": f"{self.prefix}-{identifier}", "created": created, "model": generator.name}
         self._usages: dict[int, list[Usage]] = {}
@@ -72,6 +72,9 @@ class Answers(ABC):
         options = self._parsed.stream_options
         return {**chunk, "usage": None} if options is not None and options.include_usage else chunk
 
+    def _text(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
+
     def _index(self, prompt: int, event: Event) -> int:
         return int(prompt * self._parsed.n + event.choice)
 
@@ -98,9 +101,7 @@ class Answers(ABC):
         seen = [event for event in events if event.token is not None]
         return {
             "routing": {
-                "tokens": [
-                    self._generator.token_text(event.token) for event in seen if event.token is not None
-                ],
+                "tokens": [self._text(event.token) for event in seen if event.token is not None],
                 "experts": [event.experts for event in seen],
             }
         }
@@ -135,7 +136,7 @@ class TextAnswers(Answers):
         ]
         if self._parsed.logprobs is None:
             return None
-        name = self._generator.token_text
+        name = self._text
         tokens = [name(token) for token, _ in pairs]
         offsets = []
         for token in tokens:
@@ -189,7 +190,7 @@ class ChatAnswers(Answers):
         }
 
     def _token(self, token: int, logprob: float, logprobs: TokenLogprobs | None) -> dict[str, Any]:
-        text = self._generator.token_text(token)
+        text = self._text(token)
         made: dict[str, Any] = {"token": text, "logprob": logprob, "bytes": list(text.encode())}
         if logprobs is not None:
             made["top_logprobs"] = [self._token(other, value, None) for other, value in logprobs.top]

@@ -102,7 +102,9 @@ class ServerConfiguration(BaseModel):
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
         if not self.indexes and self.data is None and not self.models:
-            raise ValueError("there is nothing to serve; give an index, a data folder for indexes to come, or a model")
+            raise ValueError(
+                "there is nothing to serve; give an index, a data folder for indexes to come, or a model"
+            )
         if missing := self.writable - self.indexes.keys():
             raise ValueError(f"writable names {min(missing)!r}, which is not among the indexes")
         return self

@@ -35,28 +35,24 @@ class Generator(Protocol):
         vocabulary: ids are below.
     """
 
-    name: str
-    created: int
-    context: int
-    vocabulary: int
+    @property
+    def name(self) -> str: ...
 
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of a text, with those that the model wants around it (blocking)."""
+    @property
+    def created(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers."""
         ...
 
-    def chat(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Ids of a conversation, up to where the next answer begins (blocking).
-
-        Raises:
-            UsageError: the model has no chat template, or it does not take these messages.
-        """
-        ...
-
-    def token_text(self, token: int) -> str:
-        """What one id stands for."""
-        ...
-
-    def submit(self, request: Request) -> Stream:
+    async def submit(self, request: Request) -> Stream:
         """Put a request into the queue.
 
         Raises:
@@ -65,7 +61,7 @@ class Generator(Protocol):
         """
         ...
 
-    def routing(self, window_s: float) -> Mapping[str, ActivityMeter]:
+    async def routing(self, window_s: float) -> Mapping[str, ActivityMeter]:
         """The load of the experts of each layer in the last seconds."""
         ...
 
@@ -99,20 +95,15 @@ class LocalGenerator:
     def vocabulary(self) -> int:
         return self.engine.vocabulary
 
-    def tokenize(self, text: str) -> list[int]:
-        return list(self.engine.tokenizer(text)["input_ids"])
+    @property
+    def tokenizer(self) -> Any:
+        return self.engine.tokenizer
 
-    def chat(self, messages: list[dict[str, Any]]) -> list[int]:
-        return self.engine.chat(messages)
-
-    def token_text(self, token: int) -> str:
-        return str(self.engine.tokenizer.decode([token]))
-
-    def submit(self, request: Request) -> Stream:
+    async def submit(self, request: Request) -> Stream:
         return self.engine.submit(request)
 
-    def routing(self, window_s: float) -> Mapping[str, ActivityMeter]:
-        return self.engine.routing.meters(window_s)
+    async def routing(self, window_s: float) -> Mapping[str, ActivityMeter]:
+        return await asyncio.to_thread(self.engine.routing.meters, window_s)
 
     def close(self) -> None:
         self.engine.close()

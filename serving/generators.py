@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from serving.errors import ApiError
@@ -14,10 +14,14 @@ class Generators(Mapping[str, Generator]):
 
     Args:
         folders: of each model, by its name.
+        open_one: makes a generator of a name and a folder.
     """
 
-    def __init__(self, folders: Mapping[str, Path]) -> None:
+    def __init__(
+        self, folders: Mapping[str, Path], open_one: Callable[[str, Path], Generator] = LocalGenerator.open
+    ) -> None:
         self._folders = dict(folders)
+        self._open_one = open_one
         self._opened: dict[str, Generator] = {}
         self._is_open = not self._folders
 
@@ -29,7 +33,7 @@ class Generators(Mapping[str, Generator]):
         """
         try:
             for name, folder in self._folders.items():
-                self._opened[name] = LocalGenerator.open(name, folder)
+                self._opened[name] = self._open_one(name, folder)
         except BaseException:
             self.close()
             raise

@@ -43,15 +43,21 @@ class ServerState:
     Args:
         configuration: what to serve.
         writing: the process that writes; None for this one.
+        generators: where the models are; None for this process.
     """
 
-    def __init__(self, configuration: ServerConfiguration, writing: Writing | None = None) -> None:
+    def __init__(
+        self,
+        configuration: ServerConfiguration,
+        writing: Writing | None = None,
+        generators: Generators | None = None,
+    ) -> None:
         self.configuration = configuration
         self._readers: Readers | None = None
         self._writers = Writers(configuration)
         self._writes_here = writing is None
         self.writing: Writing = LocalWriting(self._writers) if writing is None else writing
-        self.generators = Generators(configuration.models)
+        self.generators = Generators(configuration.models) if generators is None else generators
         self._threads = ThreadPoolExecutor(configuration.threads, thread_name_prefix="serving")
         self._in_hand = self._writes_in_hand = 0
 

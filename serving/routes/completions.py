@@ -14,11 +14,11 @@ from uuid import uuid4
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from serving.asgi import Request, Response, Route
+from serving.asgi import Answer, Request, Response, Route
 from serving.completion_answers import Answers, ChatAnswers, TextAnswers
 from serving.configuration import Limits
 from serving.errors import ApiError, from_library, from_validation
-from serving.generation import Generator, Stream, collect
+from serving.generation import Stream, collect
 from serving.state import ServerState
 from serving.streaming import DONE, StreamingResponse, server_sent_event, unless_gone
 
@@ -199,13 +199,13 @@ def engine_request(
     )
 
 
-async def completions(state: ServerState, request: Request) -> Response | StreamingResponse:
+async def completions(state: ServerState, request: Request) -> Answer:
     """Go on from prompts."""
 
-    def ask(generator: Generator, parsed: CompletionRequest) -> list[EngineRequest]:
+    def ask(tokenizer: Any, parsed: CompletionRequest) -> list[EngineRequest]:
         made = []
         for prompt in parsed.prompt:
-            ids = generator.tokenize(prompt) if isinstance(prompt, str) else prompt
+            ids = list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
             with named("prompt"):
                 limit = parsed.max_tokens or state.configuration.limits.max_new_tokens
                 made.append(engine_request(parsed, ids, limit, parsed.logprobs))
@@ -214,12 +214,13 @@ async def completions(state: ServerState, request: Request) -> Response | Stream
     return await generate(state, request, CompletionRequest, ask, TextAnswers)
 
 
-async def chat_completions(state: ServerState, request: Request) -> Response | StreamingResponse:
+async def chat_completions(state: ServerState, request: Request) -> Answer:
     """Answer in a conversation."""
+    from moe.generation.conversation import conversation_ids
 
-    def ask(generator: Generator, parsed: ChatRequest) -> list[EngineRequest]:
+    def ask(tokenizer: Any, parsed: ChatRequest) -> list[EngineRequest]:
         with named("messages"):
-            ids = generator.chat([message.for_template() for message in parsed.messages])
+            ids = conversation_ids(tokenizer, [message.for_template() for message in parsed.messages])
             limit = parsed.max_completion_tokens or parsed.max_tokens
             if parsed.top_logprobs is not None and not parsed.logprobs:
                 raise ApiError(422, "invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
@@ -245,9 +246,9 @@ async def generate(
     state: ServerState,
     request: Request,
     kind: type[GenerationRequest],
-    ask: Callable[[Generator, Any], list[EngineRequest]],
+    ask: Callable[[Any, Any], list[EngineRequest]],
     answers: type[Answers],
-) -> Response | StreamingResponse:
+) -> Answer:
     """Read a request, generate, and answer at once or piece by piece."""
     from moe.generation.engine import QueueFullError
 
@@ -257,12 +258,12 @@ async def generate(
         body = await request.json_body(limits.max_body_bytes, limits.body_timeout_s)
         parsed = read(kind, body, limits)
         generator = state.generators.named(parsed.model)
-        asked = await asyncio.to_thread(ask, generator, parsed)
+        asked = await asyncio.to_thread(ask, generator.tokenizer, parsed)
     streams: list[Stream] = []
     try:
         for each in asked:
             with named("prompt" if kind is CompletionRequest else "messages"):
-                streams.append(generator.submit(each))
+                streams.append(await generator.submit(each))
     except BaseException as error:
         cancel(streams)
         if isinstance(error.__cause__, QueueFullError):
@@ -314,9 +315,9 @@ async def pieces(
             elif isinstance(event, BaseException):
                 raise event
             else:
-                chunk = made.chunk(number, event)
-                if chunk is not None:
-                    yield server_sent_event(chunk)
+                news = made.chunk(number, event)
+                if news is not None:
+                    yield server_sent_event(news)
         if include_usage:
             yield server_sent_event(made.usage_chunk())
         yield DONE

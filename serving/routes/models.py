@@ -53,7 +53,7 @@ async def routing(state: ServerState, request: Request) -> Response:
         raise from_validation(error) from None
     generator = state.generators.named(request.path_parameters["model"])
     layers = []
-    for name, meter in generator.routing(query.window_s).items():
+    for name, meter in (await generator.routing(query.window_s)).items():
         report = meter.report()
         layers.append(
             {

@@ -16,7 +16,7 @@ from moe.generation.engine.request import QueueFullError, Request
 from moe.generation.engine.sequence import Sequence
 from moe.generation.engine.settings import EngineSettings
 from moe.generation.engine.submitted import Submitted
-from runtime.errors import LexpertError, UsageError
+from runtime.errors import LexpertError
 
 logger = logging.getLogger("moe.generation")
 
@@ -107,24 +107,6 @@ class Engine:
         """Load a folder as `DecoderFolder.load` does, and raise what it raises."""
         loaded = DecoderFolder.load(folder, dtype=dtype, device=device)
         return cls(loaded.model, loaded.tokenizer, settings)
-
-    def chat(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Ids of a conversation, up to where the next answer begins.
-
-        Args:
-            messages: ``role`` and ``content`` of each, as the tokenizer's template takes them.
-
-        Raises:
-            UsageError: the tokenizer has no template, or it does not take these messages.
-        """
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise UsageError("the model has no chat template; give it a prompt instead of messages")
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template raises what it likes
-            reason = str(error).strip().splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-            raise UsageError(f"the model's chat template does not take these messages: {reason}") from error
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def submit(self, request: Request) -> Submitted:
         """Put a request into the queue.

@@ -26,7 +26,7 @@ class EngineSettings:
     block_tokens: int = 16
     max_running: int = 32
     max_waiting: int = 1024
-    prompt_tokens: int = 16
+    prompt_tokens: int = 32
     lone_prompt_tokens: int = 256
     prefix_cache: bool = True
 

@@ -112,7 +112,7 @@ def _exp(x: Any) -> Any:
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
-def _dot(queries: Any, query: int, keys: Any, key: int, width: int) -> Any:
+def _dot(queries: Any, query: Any, keys: Any, key: Any, width: Any) -> Any:
     """In any order, so that it is done in vectors. The rest of this module keeps its order: `_exp` has to."""
     query, key = np.uint64(query), np.uint64(key)
     total = np.float32(0)
@@ -122,7 +122,7 @@ def _dot(queries: Any, query: int, keys: Any, key: int, width: int) -> Any:
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract"})
-def _add(sums: Any, at: int, share: Any, values: Any, value: int, width: int) -> None:
+def _add(sums: Any, at: Any, share: Any, values: Any, value: Any, width: Any) -> None:
     at, value = np.uint64(at), np.uint64(value)
     for column in range(np.uint64(width)):
         sums[at + column] += share * _float32(values[value + column])

@@ -129,6 +129,12 @@ class Submitted:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """The same in a task."""
+        async for events in self.batches():
+            for event in events:
+                yield event
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """The same, all that wait at a time."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         with self._changed:
             self._wake = lambda: loop.call_soon_threadsafe(changed.set)
@@ -139,8 +145,8 @@ class Submitted:
                 changed.clear()
                 with self._changed:
                     taken, finished = self._take(), self.is_finished
-                for event in taken:
-                    yield event
+                if taken:
+                    yield taken
                 if finished and self._error is not None:
                     raise self._error
                 if finished:
