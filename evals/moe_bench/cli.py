@@ -157,6 +157,69 @@ def bench_moe_generate(
     print_generation(found, Console(width=None if sys.stdout.isatty() else 200))
 
 
+def bench_generate_concurrent(
+    clients: Annotated[int, typer.Option(help="That ask at once, beside one alone.")] = 16,
+    requests: Annotated[int, typer.Option(help="Of each client, one after the other.")] = 2,
+    prompt: Annotated[int, typer.Option(help="Tokens of a prompt, half as many more or fewer.")] = 64,
+    tokens: Annotated[int, typer.Option(help="Tokens to generate, half as many more or fewer.")] = 48,
+    rounds: Annotated[int, typer.Option(help="How often both run, after a first time.")] = 3,
+    layers: Annotated[int, typer.Option(help="Of the model.")] = 16,
+    width: Annotated[int, typer.Option(help="Of hidden states, a multiple of 64.")] = 256,
+    inner: Annotated[int, typer.Option(help="Of one expert's hidden layer.")] = 128,
+    experts: Annotated[
+        str, typer.Option(metavar="E/K", help="Experts, and how many a token goes to.")
+    ] = "64/8",
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.", metavar="DTYPE")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="How many.  [default: one a core]")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")
+    ] = False,
+) -> None:
+    """An engine generates for many clients and for one, in turns, on a random model shaped as OLMoE.
+
+    Examples:
+
+        lexpert bench generate-concurrent
+
+        lexpert bench generate-concurrent --clients 32 --prompt 256 --dtype bfloat16 --json
+    """
+    for option, value, least in (
+        ("--clients", clients, 2), ("--requests", requests, 1), ("--prompt", prompt, 2), ("--tokens", tokens, 4),
+        ("--rounds", rounds, 1), ("--layers", layers, 1), ("--width", width, 64), ("--inner", inner, 1),
+        ("--threads", threads, 1),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise UsageError(f"{option} must be at least {least}, got {value}")
+    if width % 64:
+        raise UsageError(f"--width is {width}, but must be a multiple of 64, the width of an attention head")
+    if dtype not in ("bfloat16", "float32"):
+        raise UsageError(f"--dtype is {dtype!r}; choose from bfloat16 and float32")
+    num_experts, top_k = _pair(experts)
+
+    import torch
+
+    from evals.moe_bench.concurrent import Load, compare_concurrency
+    from evals.moe_bench.generation import Shape
+    from evals.moe_bench.threads import torch_threads
+
+    with torch_threads(threads):
+        found = compare_concurrency(
+            Shape(layers, width, inner, num_experts, top_k),
+            Load(requests, prompt, tokens),
+            clients=clients,
+            rounds=rounds,
+            dtype=getattr(torch, dtype),
+        )
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    from rich.console import Console
+
+    from evals.moe_bench.generation_report import print_concurrency
+
+    print_concurrency(found, Console(width=None if sys.stdout.isatty() else 200))
+
+
 def _pair(text: str) -> tuple[int, int]:
     num_experts, slash, top_k = text.partition("/")
     if not slash:
