@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import ConflictError
+from runtime.errors import ConflictError, LexpertError
 from serving.deadline import Deadline
 from serving.encoding import ServedEncoder
 from serving.errors import ApiError
@@ -66,7 +66,6 @@ class ServedIndex:
         Raises:
             NotFoundError, FormatError: there is none, or it is damaged.
         """
-        from retrieval import SparseIndex
         from serving.indexes.data_folder import read_made
 
         made = read_made(folder)
@@ -74,12 +73,7 @@ class ServedIndex:
         if before is not None and index is not None:
             encoder = before.encoder
         else:
-            index = SparseIndex.open(folder)
-            try:
-                encoder = ServedEncoder(index.encoder)
-            except BaseException:
-                index.close()
-                raise
+            index, encoder = open_with_its_own(folder)
         served = cls(
             name,
             index,
@@ -127,6 +121,22 @@ def open_with(before: ServedIndex, folder: Path) -> SparseIndex | None:
         index.close()
         return None
     return index
+
+
+def open_with_its_own(folder: Path) -> tuple[SparseIndex, ServedEncoder]:
+    """The last commit, and the encoder in it; a later commit may remove that before it is loaded."""
+    from retrieval import SparseIndex
+    from retrieval.index.manifest import read_manifest
+
+    while True:
+        index = SparseIndex.open(folder)
+        try:
+            return index, ServedEncoder(index.encoder)
+        except BaseException as error:
+            index.close()
+            is_gone = isinstance(error, OSError | LexpertError)
+            if not is_gone or read_manifest(folder).generation == index.generation:
+                raise
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from serving.errors import ApiError
 from serving.indexes.writers import NewIndex, Writers
 from tests.serving.lifecycle_process import LifecycleServer
 
-LIMITS = {"max_body_bytes": 50_000, "max_document_bytes": 2048, "body_timeout_s": 4, "max_errors": 3}
+LIMITS = {"max_body_bytes": 50_000, "max_document_bytes": 2048, "body_timeout_s": 2, "max_errors": 3}
 NDJSON = {"content-type": "application/x-ndjson"}
 FIELDS = {"year": "int", "lang": "keyword"}
 
