@@ -169,6 +169,7 @@ def bench_generate_concurrent(
     experts: Annotated[
         str, typer.Option(metavar="E/K", help="Experts, and how many a token goes to.")
     ] = "64/8",
+    vocabulary: Annotated[int, typer.Option(help="Of the model.")] = 50304,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.", metavar="DTYPE")] = "float32",
     threads: Annotated[int | None, typer.Option(help="How many.  [default: one a core]")] = None,
     as_json: Annotated[
@@ -186,7 +187,7 @@ def bench_generate_concurrent(
     for option, value, least in (
         ("--clients", clients, 2), ("--requests", requests, 1), ("--prompt", prompt, 2), ("--tokens", tokens, 4),
         ("--rounds", rounds, 1), ("--layers", layers, 1), ("--width", width, 64), ("--inner", inner, 1),
-        ("--threads", threads, 1),
+        ("--vocabulary", vocabulary, 3), ("--threads", threads, 1),
     ):  # fmt: skip
         if value is not None and value < least:
             raise UsageError(f"{option} must be at least {least}, got {value}")
@@ -204,7 +205,7 @@ def bench_generate_concurrent(
 
     with torch_threads(threads):
         found = compare_concurrency(
-            Shape(layers, width, inner, num_experts, top_k),
+            Shape(layers, width, inner, num_experts, top_k, vocabulary),
             Load(requests, prompt, tokens),
             clients=clients,
             rounds=rounds,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from evals.moe_bench.generation import VOCABULARY, Shape, random_model
+from evals.moe_bench.generation import Shape, random_model
 from evals.moe_bench.machine import OtherWork
 from moe.generation.engine import Engine, EngineSettings, Request
 from runtime.progress import progress
@@ -44,18 +44,24 @@ class Clients:
     Attributes:
         tokens: that were generated, in all rounds.
         seconds: of all rounds.
+        cpu_s: that this process had of the cores meanwhile, which other work hardly changes.
         between_s: from a token of a request to its next one.
         first_s: from a request to its first token.
     """
 
     tokens: int = 0
     seconds: float = 0.0
+    cpu_s: float = 0.0
     between_s: list[float] = field(default_factory=list)
     first_s: list[float] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
+
+    @property
+    def tokens_per_cpu_second(self) -> float:
+        return self.tokens / self.cpu_s
 
     def between(self, quantile: float) -> float:
         """Seconds between two tokens that so many of all do not exceed."""
@@ -88,6 +94,7 @@ class Concurrency:
                 "tokens": of.tokens,
                 "seconds": of.seconds,
                 "tokens_per_second": of.tokens_per_second,
+                "tokens_per_cpu_second": of.tokens_per_cpu_second,
                 "between_median_s": statistics.median(of.between_s),
                 "between_p99_s": of.between(0.99),
                 "first_median_s": statistics.median(of.first_s),
@@ -97,6 +104,7 @@ class Concurrency:
             **asdict(self),
             "clients": found,
             "ratio": self.clients[most].tokens_per_second / self.clients[1].tokens_per_second,
+            "cpu_ratio": self.clients[most].tokens_per_cpu_second / self.clients[1].tokens_per_cpu_second,
         }
 
 
@@ -143,7 +151,7 @@ def one_round(engine: Engine, load: Load, clients: int, found: Clients, seed: in
             prompt, new = (
                 draw.randint(size // 2, size + size // 2) for size in (load.prompt_tokens, load.new_tokens)
             )
-            ids = [draw.randrange(2, VOCABULARY) for _ in range(prompt)]
+            ids = [draw.randrange(2, engine.vocabulary) for _ in range(prompt)]
             submitted = engine.submit(Request(ids, max(new, 2), ignore_end=True))
             times = [event.at for event in submitted]
             with lock:
@@ -153,12 +161,13 @@ def one_round(engine: Engine, load: Load, clients: int, found: Clients, seed: in
 
     lock = threading.Lock()
     threads = [threading.Thread(target=work, args=(client,)) for client in range(clients)]
-    started = time.perf_counter()
+    started, had = time.perf_counter(), time.process_time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     found.seconds += time.perf_counter() - started
+    found.cpu_s += time.process_time() - had
 
 
 class NoText:

@@ -86,6 +86,8 @@ def print_concurrency(found: Concurrency, console: Console) -> None:
             str(number),
             f"{of.tokens_per_second:.1f}",
             f"{of.tokens_per_second / found.clients[1].tokens_per_second:.2f}",
+            f"{of.tokens_per_cpu_second:.1f}",
+            f"{of.tokens_per_cpu_second / found.clients[1].tokens_per_cpu_second:.2f}",
             f"{1e3 * median:.1f}",
             f"{1e3 * slow:.1f}",
             f"{slow / median:.2f}",

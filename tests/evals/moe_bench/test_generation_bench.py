@@ -6,11 +6,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from evals.moe_bench.cli import bench_moe_generate
+from evals.moe_bench.cli import bench_generate_concurrent, bench_moe_generate
 from runtime.errors import UsageError
 
 app = typer.Typer()
 app.command()(bench_moe_generate)
+concurrent = typer.Typer()
+concurrent.command()(bench_generate_concurrent)
 
 TINY = [
     *("--layers", "2", "--width", "64", "--inner", "16", "--experts", "4/2", "--vocabulary", "64"),
@@ -57,3 +59,21 @@ def test_the_table_names_all() -> None:
 def test_impossible_options_are_refused(options: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         CliRunner().invoke(app, options, catch_exceptions=False)
+
+
+def test_many_clients_are_timed_beside_one() -> None:
+    pytest.importorskip("transformers")
+    options = [*TINY, "--clients", "3", "--requests", "2", "--prompt", "4"]
+    run = CliRunner().invoke(concurrent, [*options, "--json"], catch_exceptions=False)
+    found = json.loads(run.stdout)
+    assert set(found["clients"]) == {"1", "3"}
+    for clients, of in found["clients"].items():
+        assert of["tokens"] >= 2 * 2 * 2 * int(clients)
+        assert of["tokens_per_second"] > 0
+        assert of["between_p99_s"] >= of["between_median_s"] > 0
+    assert found["ratio"] > 0
+
+
+def test_a_client_alone_is_no_crowd() -> None:
+    done = CliRunner().invoke(concurrent, ["--clients", "1"])
+    assert isinstance(done.exception, UsageError)
