@@ -15,6 +15,7 @@ from runtime.errors import ConflictError, LexpertError
 from serving.asgi import Application
 from serving.catalogue import check_indexes
 from serving.configuration import HOST, ServerConfiguration
+from serving.generators import check_models
 from serving.log import last_error, log_to_file, relayed
 from serving.ports import choose_port
 from serving.private_folder import private_folder
@@ -54,12 +55,14 @@ def running(configuration: ServerConfiguration, log: TextIO | None = None) -> It
         log: where the lines of the server's log go; standard error if None.
 
     Raises:
-        NotFoundError, FormatError: an index folder is missing or damaged, found before anything starts.
+        NotFoundError, FormatError: an index or model folder is missing, or an index damaged, found before anything
+            starts.
         ConflictError: the port is taken, or this process runs Ray already.
         LexpertError: the server did not start.
     """
     require_ray()
     check_indexes(configuration.indexes)
+    check_models(configuration.models)
     port = choose_port(configuration.port)
     with private_folder() as folder, environment(ray_settings(folder, configuration.limits)):
         log_file = folder / "server.log"

@@ -30,26 +30,18 @@ class Generator(Protocol):
 
     Attributes:
         name: in URLs and requests.
-        created: when it was opened, in seconds since 1970.
-        context: most tokens of a prompt and what follows it together.
-        vocabulary: ids are below.
     """
 
     @property
     def name(self) -> str: ...
 
     @property
-    def created(self) -> int: ...
-
-    @property
-    def context(self) -> int: ...
-
-    @property
-    def vocabulary(self) -> int: ...
-
-    @property
     def tokenizer(self) -> Any:
         """Of transformers."""
+        ...
+
+    async def about(self) -> tuple[int, int]:
+        """When it was opened, in seconds since 1970, and most tokens of a prompt and what follows it together."""
         ...
 
     async def submit(self, request: Request) -> Stream:
@@ -88,16 +80,11 @@ class LocalGenerator:
         return cls(name, Engine.open(folder), int(time.time()))
 
     @property
-    def context(self) -> int:
-        return self.engine.context
-
-    @property
-    def vocabulary(self) -> int:
-        return self.engine.vocabulary
-
-    @property
     def tokenizer(self) -> Any:
         return self.engine.tokenizer
+
+    async def about(self) -> tuple[int, int]:
+        return self.created, self.engine.context
 
     async def submit(self, request: Request) -> Stream:
         return self.engine.submit(request)

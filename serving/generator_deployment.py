@@ -44,9 +44,8 @@ class GeneratorReplica:
         torch.set_num_threads(threads)
         self._generator = LocalGenerator.open(name, folder)
 
-    def about(self) -> tuple[int, int, int]:
-        """When it was opened, its context and its vocabulary."""
-        return self._generator.created, self._generator.context, self._generator.vocabulary
+    async def about(self) -> tuple[int, int]:
+        return await self._generator.about()
 
     async def generate(self, request: Request) -> AsyncIterator[Any]:
         """First None, or the error in place of all else; then lists of events. Ends the request when it is closed."""
@@ -79,9 +78,6 @@ class RemoteGenerator:
     """`Generator` by way of the deployment; the tokenizer is here too."""
 
     name: str
-    created: int
-    context: int
-    vocabulary: int
     tokenizer: Any
     handle: Any
 
@@ -92,9 +88,11 @@ class RemoteGenerator:
         from ray import serve
 
         handle = serve.get_deployment_handle(GENERATOR, application_of(name))
-        created, context, vocabulary = handle.about.remote().result()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return cls(name, created, context, vocabulary, tokenizer, handle)
+        return cls(name, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True), handle)
+
+    async def about(self) -> tuple[int, int]:
+        about: tuple[int, int] = await self.handle.about.remote()
+        return about
 
     async def submit(self, request: Request) -> Stream:
         stream = RemoteStream(self.handle.options(stream=True).generate.remote(request))

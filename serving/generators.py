@@ -5,8 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from runtime.errors import NotFoundError
 from serving.errors import ApiError
 from serving.generation import Generator, LocalGenerator
+
+
+def check_models(folders: Mapping[str, Path]) -> None:
+    """Look for every model, so that a wrong folder is found before anything is started.
+
+    Raises:
+        NotFoundError: a folder holds no model.
+    """
+    for name, folder in folders.items():
+        if not (folder / "config.json").is_file():
+            raise NotFoundError(
+                f"{folder} has no config.json; give --model {name}=DIR the folder of a model as transformers saves it"
+            )
 
 
 class Generators(Mapping[str, Generator]):

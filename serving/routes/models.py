@@ -21,28 +21,28 @@ class RoutingQuery(BaseModel):
     window_s: float = Field(default=60.0, gt=0, le=600, allow_inf_nan=False)
 
 
-def describe(generator: Generator) -> dict[str, Any]:
+async def describe(generator: Generator) -> dict[str, Any]:
     """As OpenAI describes a model, and its context."""
+    created, context = await generator.about()
     return {
         "id": generator.name,
         "object": "model",
-        "created": generator.created,
+        "created": created,
         "owned_by": "lexpert",
-        "context": generator.context,
+        "context": context,
     }
 
 
 async def list_models(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
     generators = state.generators
-    return Response.json(
-        {"object": "list", "data": [describe(generators[name]) for name in sorted(generators)]}
-    )
+    data = [await describe(generators[name]) for name in sorted(generators)]
+    return Response.json({"object": "list", "data": data})
 
 
 async def describe_model(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
-    return Response.json(describe(state.generators.named(request.path_parameters["model"])))
+    return Response.json(await describe(state.generators.named(request.path_parameters["model"])))
 
 
 async def routing(state: ServerState, request: Request) -> Response:
