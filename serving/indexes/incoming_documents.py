@@ -115,6 +115,9 @@ def checked_document(value: Any, rules: DocumentRules) -> dict[str, Any]:
     if not isinstance(identifier, str) or not 1 <= len(identifier.encode()) <= LONGEST_ID:
         code = "missing_parameter" if identifier is None else "invalid_value"
         raise DocumentError(code, f"id must be a string of 1 to {LONGEST_ID} bytes", "id")
+    if not {".", ".."}.isdisjoint(identifier.split("/")):
+        # Clients resolve these before they send a URL: to delete document ".." would be to delete the index.
+        raise DocumentError("invalid_value", "id must not be, or have between slashes, . or ..", "id")
     document: dict[str, Any] = {"_id": identifier}
     for key, given in value.items():
         if key in ("title", "text"):
@@ -126,7 +129,8 @@ def checked_document(value: Any, rules: DocumentRules) -> dict[str, Any]:
                 check_value(key, rules.fields[key], given, identifier)
             except InputError as error:
                 raise DocumentError("invalid_value", str(error), key) from None
-            document[key] = given
+            is_float = rules.fields[key] == "float" and given is not None
+            document[key] = float(given) if is_float else given  # the log has no whole numbers beyond 64 bits
         elif key == "vector":
             if given is not None:
                 document["vector"] = checked_vector(given, rules.vocabulary)

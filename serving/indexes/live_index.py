@@ -23,7 +23,7 @@ from retrieval.index.snapshot import copy_commit
 from retrieval.index.sparse_index import SparseIndex
 from retrieval.index.writer import IndexWriter
 from runtime.activations import SparseActivations
-from runtime.errors import LexpertError
+from runtime.errors import LexpertError, UsageError
 from serving.configuration import CommitPolicy
 from serving.errors import ApiError
 from serving.indexes.known_answers import KnownAnswer, KnownAnswers
@@ -269,13 +269,21 @@ class LiveIndex:
             if "delete" in operation:
                 write.deleted = self._writer.delete(operation["delete"])
             elif "delete_matching" in operation:
-                write.deleted = self._writer.delete_matching(operation["delete_matching"])
+                write.deleted = self._delete_matching(operation["delete_matching"])
             known = operation.get("known")
             self._uncommitted.append((write, known["key"] if known else None))
             self._uncommitted_documents += len(documents) + write.deleted
             self._uncommitted_bytes += len(write.record)
         if waiting:
             self._put(waiting)
+
+    def _delete_matching(self, condition: dict[str, Any]) -> int:
+        try:
+            return self._writer.delete_matching(condition)
+        except UsageError as error:
+            # Checked before it was logged; should that ever differ, the writes after it must not wait for ever.
+            logger.error("a filter in the log of the index %s deletes nothing: %s", self.folder.name, error)
+            return 0
 
     def _put(self, documents: Sequence[dict[str, Any]]) -> None:
         """Add documents that all have a vector, or all have none."""

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import LexpertError
@@ -171,10 +172,14 @@ def read_deletion(body: bytes, served: ServedIndex) -> Operation:
     if deletion.ids is not None:
         return {"delete": deletion.ids}
     try:
-        check_filter(deletion.filter, served.index.manifest.fields)
+        # As the log will give it back: it has no infinities, and no whole numbers beyond 64 bits.
+        condition = orjson.loads(orjson.dumps(deletion.filter))
+        check_filter(condition, served.index.manifest.fields)
     except LexpertError as error:
         raise from_library(error, "filter") from error
-    return {"delete_matching": deletion.filter}
+    except TypeError as error:
+        raise ApiError(422, "invalid_value", f"filter: {error}", "filter") from None
+    return {"delete_matching": condition}
 
 
 async def delete_document(state: ServerState, request: Request) -> Response:

@@ -51,6 +51,8 @@ def test_lines_are_those_of_the_whole_however_it_is_cut(text: bytes, cuts: list[
         ({"id": 7}, "invalid_value", "id"),
         ({"id": ""}, "invalid_value", "id"),
         ({"id": "x" * 513}, "invalid_value", "id"),
+        ({"id": ".."}, "invalid_value", "id"),
+        ({"id": "a/./b"}, "invalid_value", "id"),
         ({"id": "a", "text": 1}, "invalid_value", "text"),
         ({"id": "a", "year": "2020"}, "invalid_value", "year"),
         ({"id": "a", "year": 2**63}, "invalid_value", "year"),
@@ -87,6 +89,12 @@ def test_vectors_by_term_and_by_number_come_to_the_same() -> None:
     by_term = checked_document({"id": "a", "vector": {"c": 1.0, "a": 2.0}}, VECTORS)
     by_number = checked_document({"id": "a", "vector": {"indices": [2, 0], "values": [1, 2]}}, VECTORS)
     assert by_term == by_number == {"_id": "a", "vector": {"indices": [0, 2], "values": [2.0, 1.0]}}
+
+
+def test_a_large_whole_number_in_a_float_field_is_a_float() -> None:
+    rules = DocumentRules({"w": "float"}, None, True, 1000)
+    assert checked_document({"id": "a", "w": 10**30}, rules) == {"_id": "a", "w": 1e30}
+    assert checked_document({"id": "a", "w": None}, rules) == {"_id": "a", "w": None}
 
 
 def test_errors_name_line_and_id_and_lose_no_other_document() -> None:

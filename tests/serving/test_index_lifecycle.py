@@ -117,6 +117,10 @@ def test_documents_are_deleted_by_id_and_by_filter(client: httpx.Client, name: s
     assert found(client, name) == ["d1", "d2", "d3"]
     refused(client.post(path, json={}), 422, "missing_parameter", "ids")
     refused(client.post(path, json={"filter": {"field": "moon", "eq": 1}}), 422, "invalid_value", "filter")
+    for operand in ("Infinity", "1e999", "1" + "0" * 30):  # what the log could not keep
+        body = b'{"filter":{"field":"year","lt":%s}}' % operand.encode()
+        headers = {"content-type": "application/json"}
+        refused(client.post(path, content=body, headers=headers), 422, "invalid_value", "filter")
     unwaited = client.post(f"{path}?wait=false", json={"ids": ["d1"]})
     assert (unwaited.status_code, unwaited.json()) == (202, {"status": "acknowledged"})
 
