@@ -23,7 +23,7 @@ from retrieval.index.snapshot import copy_commit
 from retrieval.index.sparse_index import SparseIndex
 from retrieval.index.writer import IndexWriter
 from runtime.activations import SparseActivations
-from runtime.errors import LexpertError, UsageError
+from runtime.errors import InputError, LexpertError, UsageError
 from serving.configuration import CommitPolicy
 from serving.errors import ApiError
 from serving.indexes.known_answers import KnownAnswer, KnownAnswers
@@ -358,8 +358,12 @@ class LiveIndex:
                 workers=1,
                 overwrite=True,
             )
-            self._writer.add(live_documents(index))
-            self.version = self._writer.commit().generation
+            try:
+                self._writer.add(live_documents(index))
+                self.version = self._writer.commit().generation
+            except InputError:  # none of the documents that are left has a term to learn from
+                self._writer.close()
+                self._writer = IndexWriter.open(self.folder, memory=WRITER_MEMORY, workers=1)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

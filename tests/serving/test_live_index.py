@@ -69,6 +69,18 @@ def test_a_commit_that_fails_is_said_and_loses_nothing(
     assert writers.live("docs", None).knows("c")
 
 
+def test_documents_without_a_term_leave_nothing_to_learn_and_stop_nothing(
+    writers: Writers, data: Path
+) -> None:
+    write(writers, "a")
+    live = writers.live("docs", None)
+    for operation in ({"delete": ["a"]}, {"put": [{"_id": f"empty{n}"} for n in range(4)]}):
+        written, _ = live.write(operation, None, wants_commit=True)
+        assert written.committed.result(60)
+    write(writers, "b")
+    assert ids(data) == ["b"]
+
+
 def test_an_index_that_is_deleted_while_writes_wait_says_so_to_them(writers: Writers, data: Path) -> None:
     live = writers.live("docs", None)
     waiting, _ = live.write({"put": [{"_id": "a", "text": "common"}]}, None, wants_commit=False)
