@@ -129,7 +129,8 @@ def _deploy(configuration: ServerConfiguration, port: int, log_file: Path) -> No
         logging_config=logging_config,
     )
     ingress = deploy(serve.ingress(application_builder(configuration, log_file))())
-    writer = deploy(WriterReplica).options(name=WRITER)
+    # There is no other writer, so it is missed, and started again, as soon as may be.
+    writer = deploy(WriterReplica).options(name=WRITER, health_check_period_s=1, health_check_timeout_s=10)
     try:
         serve.start(http_options={"host": HOST, "port": port}, logging_config=logging_config)
         if configuration.takes_writes:

@@ -57,10 +57,12 @@ def test_what_was_answered_survives_the_process_that_writes(tmp_path: Path) -> N
         unwaited = client.put(f"{PATH}?wait=false", json={"documents": [{"id": "e", "text": "common"}]})
         assert unwaited.status_code == 202
         writer_process().kill()
+        killed = time.monotonic()
         assert client.post("/v1/indexes/docs/search", json={"query": "common"}).status_code == 200
         while (written := client.put(PATH, json={"documents": [{"id": "f"}]})).status_code == 503:
             assert written.json()["error"]["code"] == "not_ready"
             time.sleep(0.1)
+        print(f"writing again after {time.monotonic() - killed:.1f} s")
         assert (written.status_code, count(server)) == (200, 20_012)
     with SparseIndex.open(data / "indexes/docs") as index:
         assert index.num_documents == 20_012
