@@ -148,6 +148,14 @@ def head_command(
     steps: Annotated[
         int, typer.Option(min=0, help="Steps of masked-language-model training; 0 fits the head alone.")
     ] = 1000,
+    meaning: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Share of meaning in the fitted head, for dense encoders that pool by the mean: 1 has terms of a like "
+            "meaning light up too.",
+        ),
+    ] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Blocks of a step.")] = 32,
     block: Annotated[int, typer.Option(help="Tokens of a block.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW, at its highest.")] = 5e-4,
@@ -162,7 +170,7 @@ def head_command(
 
     Examples:
 
-        lexpert train head minilm minilm-mlm --text wikipedia.txt.gz --steps 0
+        lexpert train head minilm minilm-mlm --text wikipedia.txt.gz --steps 0 --meaning 1
 
         lexpert train head minilm minilm-mlm --text wikipedia.txt.gz --steps 2000
     """
@@ -175,12 +183,14 @@ def head_command(
     from runtime.run_folder import require_same, write_json
 
     start, request = out / "start", out / "head.json"
-    asked = {"base": str(base.resolve()), "text": [str(path.resolve()) for path in text]}
+    asked = {"base": str(base.resolve()), "text": [str(path.resolve()) for path in text], "meaning": meaning}
     if not resume and out.exists():
         raise ConflictError(f"{out} exists already; go on with --resume, or give the name of a new folder")
     if request.exists():
         require_same(request, asked)
-    fit = None if start.exists() else add_head(base, start, first_documents(text), device=device or "cpu")
+    fit = None
+    if not start.exists():
+        fit = add_head(base, start, first_documents(text), meaning=meaning, device=device or "cpu")
     write_json(request, asked)
     if fit is not None and not as_json:
         typer.echo(

@@ -22,7 +22,13 @@ from runtime.output_folder import new_folder
 
 
 def add_head(
-    base: Path, out: Path, texts: Sequence[str], *, threshold: float = 6.0, device: str = "cpu"
+    base: Path,
+    out: Path,
+    texts: Sequence[str],
+    *,
+    threshold: float = 6.0,
+    meaning: float = 0.0,
+    device: str = "cpu",
 ) -> HeadFit | None:
     """Write a ``*ForMaskedLM`` folder with a new head over the weights in `base`.
 
@@ -30,7 +36,7 @@ def add_head(
         base: a transformer with model.safetensors and its tokenizer.
         out: a new folder.
         texts: that the head is fitted on.
-        threshold: see `fit_head`.
+        threshold, meaning: see `fit_head`.
         device: of torch, for the fit.
 
     Returns:
@@ -78,7 +84,7 @@ def add_head(
             _start(module, decoder)
     fit = None
     if can_fit(model):
-        fit = fit_head(model.to(device).eval(), tokenizer, texts, threshold=threshold)
+        fit = fit_head(model.to(device).eval(), tokenizer, texts, threshold=threshold, meaning=meaning)
     with new_folder(out) as partial, quiet():
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

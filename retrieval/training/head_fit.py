@@ -6,6 +6,11 @@ regression of whitened embeddings on states. The logits of ``transform(state) ·
 for the token itself and its inflections, without a step of training; with maximum pooling that is a lexical encoder
 already, and training goes on from there.
 
+The states of a dense encoder that pools by the mean hold more: their mean points where the meaning of the text lies.
+With a share of meaning, a state also points at the embeddings of terms that are near it in meaning: embeddings are
+mapped to what the transformer makes of their terms alone, by least squares, and the state is projected the same way.
+That is what lets a passage light up words that it does not have.
+
 A head is *linear layer, activation, layer norm, decoder*. The layer norm takes away the mean of its inputs, so adding
 a constant to all of them changes nothing but where they meet the activation; with `OFFSET` they lie where GELU and its
 kin are nearly the identity, and the head is a linear map to unit vectors.
@@ -64,6 +69,7 @@ def fit_head(
     texts: Sequence[str],
     *,
     threshold: float = 6.0,
+    meaning: float = 0.0,
     max_tokens: int = 100_000,
     max_length: int = 128,
 ) -> HeadFit:
@@ -75,6 +81,8 @@ def fit_head(
         threshold: negated bias of the decoder: what a logit must be above to light up a term. Own tokens have
             `OWN_LOGIT` on average; with MiniLM and BERT's vocabulary, their inflections have 8 to 12 and related
             words 6 to 9.
+        meaning: how much of the hidden layer is made of meaning, beside 1 of own tokens; for a model that gives dense
+            vectors by the mean of its states.
         max_tokens: that are used.
         max_length: of a text, in tokens.
 
@@ -101,10 +109,12 @@ def fit_head(
     covariance = spread.T @ spread
     covariance.diagonal().add_(RIDGE * len(states) * spread.var())
     linear = torch.linalg.solve(covariance, spread.T @ targets)
-    # What all embeddings have in common would raise or lower all terms of a state alike.
-    linear -= torch.outer(linear @ common, common) / (common @ common).clamp(min=1e-12)
-    linear -= linear.mean(1, keepdim=True)  # so that the layer norm takes away nothing but the offset
-    linear /= (spread @ linear).std()
+    linear = _scaled(linear, common, spread)
+    if meaning:
+        # Rows of `to_states` say what the state of a term is, for each value of its embedding.
+        meanings = _meanings(model, tokenizer, used)
+        to_states = torch.linalg.lstsq(centred[used], meanings).solution
+        linear = _scaled(linear + meaning * _scaled(to_states.T, common, spread), common, spread)
     with torch.no_grad():
         layer.weight.copy_(linear.T)
         layer.bias.copy_(OFFSET - mean @ linear)
@@ -117,6 +127,29 @@ def fit_head(
         norm.weight.fill_(OWN_LOGIT / measured if measured > 0 else 1.0)
         decoder.bias.fill_(-threshold)
         return HeadFit(len(own), *_measure(layer, norm, decoder, some, theirs))
+
+
+def _scaled(linear: Tensor, common: Tensor, spread: Tensor) -> Tensor:
+    """A map of states to the hidden layer, float64 ``[width, width]``, of spread 1 and with nothing for all terms."""
+    # What all embeddings have in common would raise or lower all terms of a state alike.
+    linear = linear - torch.outer(linear @ common, common) / (common @ common).clamp(min=1e-12)
+    linear = linear - linear.mean(1, keepdim=True)  # so that the layer norm takes away nothing but the offset
+    return linear / (spread @ linear).std()
+
+
+def _meanings(model: Any, tokenizer: Any, terms: Tensor) -> Tensor:
+    """Mean states of texts of one term each, float64 ``[terms, width]``: centred, of length 1."""
+    around = tokenizer("")["input_ids"]
+    before, after = around[: (len(around) + 1) // 2], around[(len(around) + 1) // 2 :]
+    found = []
+    for some in terms.split(256):
+        rows = [[*before, term, *after] for term in some.tolist()]
+        inputs = padded({"input_ids": rows}, tokenizer.pad_token_id or 0, model.device)
+        with torch.inference_mode():
+            states = model.base_model(**inputs).last_hidden_state
+        found.append(nn.functional.normalize(states.mean(1).double().cpu(), dim=1))
+    means = torch.cat(found)
+    return nn.functional.normalize(means - means.mean(0), dim=1)
 
 
 def _measure(

@@ -42,6 +42,32 @@ def test_states_light_up_their_own_tokens(make_language_model: MakeModel, archit
     assert model.get_output_embeddings().bias.unique().tolist() == [-6.0]
 
 
+def test_with_meaning_a_text_lights_up_terms_of_like_states(make_language_model: MakeModel) -> None:
+    """Logits of terms that a text lacks go with how near the mean states of text and term are."""
+    folder = make_language_model()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    terms = [tokenizer.convert_tokens_to_ids(word) for word in WORDS]
+    found = []
+    for meaning in (0.0, 1.0, 4.0, 50.0):
+        model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+        fit_head(model, tokenizer, some_texts(120), meaning=meaning)
+        with torch.inference_mode():
+            alone = torch.stack(
+                [
+                    model.base_model(**tokenizer(word, return_tensors="pt")).last_hidden_state[0].mean(0)
+                    for word in WORDS
+                ]
+            )
+            inputs = tokenizer("vaccines train the immune system", return_tensors="pt")
+            mean = model.base_model(**inputs).last_hidden_state[0].mean(0)
+            logits = model(**inputs).logits[0].mean(0)[terms]
+        centred = torch.nn.functional.normalize(alone - alone.mean(0), dim=1)
+        near = centred @ (mean - alone.mean(0))
+        found.append(float(torch.corrcoef(torch.stack([near, logits]))[0, 1]))
+    assert found == sorted(found)
+    assert found[-1] > found[0] + 0.1
+
+
 def test_too_little_text_is_refused(make_language_model: MakeModel) -> None:
     folder = make_language_model()
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
