@@ -1,6 +1,6 @@
 """What each choice of the recipe lexpert-mini is worth: short trainings that differ in one setting each.
 
-    python bench/encoder_ablations.py BASE SET OUT --held-back PAIRS… [--steps 60]
+    python bench/encoder_ablations.py BASE SET OUT --held-back PAIRS… [--steps 60] [--experts MOE_BASE]
 
 BASE and SET are those of `lexpert train encoder`; the set has to have the teachers dense and bm25, topics and
 negatives. Every training is measured by nDCG@10 on pairs that the set does not have: each query of these searches the
@@ -41,12 +41,14 @@ class Variant:
         question: what is asked; variants of one question stand together.
         options: of the recipe.
         teachers: the names of those that are kept; None keeps all.
+        base: what is started from; None for what the others start from.
     """
 
     question: str
     name: str
     options: Mapping[str, Any]
     teachers: tuple[str, ...] | None = None
+    base: Path | None = None
 
 
 def variants(queries: int) -> list[Variant]:
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("set", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--held-back", type=Path, nargs="+", required=True, metavar="PAIRS")
+    parser.add_argument("--experts", type=Path, metavar="MOE_BASE")
     parser.add_argument("--count", type=int, default=200, help="held-back pairs of each file")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--queries", type=int, default=32, help="of a batch")
@@ -143,7 +146,11 @@ def main() -> None:
     first = evaluate(collection, "bm25", out=given.out / "bm25", workers=1, plot=False).report
     print(f"| | BM25 | {first.metrics[MEASURE]:.3f} | | |")
     reference: Report | None = None
-    for variant in variants(given.queries):
+    asked = variants(given.queries)
+    if given.experts is not None:
+        routers = {"routers": {"balance": 0.01, "z": 0.001}}
+        asked.append(Variant("feed-forward blocks", "experts", routers, base=given.experts))
+    for variant in asked:
         made, row = run(variant, recipe, data, collection, given.base, given.out)
         star = ""
         if reference is None:
@@ -168,7 +175,7 @@ def run(
     folder = out / f"{variant.question} {variant.name}".strip().replace(" ", "-").replace(",", "")
     report = train(
         recipe.changed(variant.options),
-        base,
+        variant.base or base,
         replace(data, teachers=kept),
         folder,
         watch_routers=RoutingRecorder,
