@@ -36,11 +36,11 @@ $(VENV)/.made:
 
 $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing lexpert into $(VENV) (a few minutes the first time) …"
-	$(INSTALL) torch
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
 	@echo "installing what the tests need …"
+	$(INSTALL) torch
 	$(INSTALL) --editable '.[dev]'
 	@touch $@

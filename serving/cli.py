@@ -85,9 +85,6 @@ def demo(
 ) -> None:
     """Index, evaluate, serve and search the documentation of this machine's Python.
 
-    The evaluation compares bm25 with lexpert-mini, the learned encoder that comes with the package; it needs
-    lexpert[neural], and is left out without.
-
     \b
     Examples:
       lexpert demo
@@ -96,19 +93,9 @@ def demo(
     from rich.console import Console
 
     from serving.configuration import ServerConfiguration
-    from serving.demo import (
-        INDEX_NAME,
-        LEARNED,
-        QUESTIONS,
-        ask,
-        free_port,
-        prepare,
-        show_answer,
-        show_preparation,
-    )
+    from serving.demo import INDEX_NAME, QUESTIONS, ask, free_port, prepare, show_answer, show_preparation
 
     console = Console()
-    say(f"indexing, and comparing bm25 with {LEARNED} (about a minute the first time) …")
     prepared = prepare(folder)
     show_preparation(prepared, console)
     say(f"starting the server for {prepared.index} …")

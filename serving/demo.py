@@ -18,6 +18,7 @@ from evals.collections.python_docs import PythonDocs
 from evals.evaluation import evaluate
 from evals.fused_runs import fuse_reports
 from evals.report import Report
+from retrieval.encoders import catalogue
 from retrieval.encoders.bm25 import Bm25Encoder
 from retrieval.encoders.english import EnglishAnalyzer
 from retrieval.index.build import BuildReport, build_index
@@ -59,8 +60,9 @@ class PreparedDemo:
 
 
 def prepare(folder: Path) -> PreparedDemo:
-    """Index the documentation into `folder`, and evaluate known-item search in a sample of it with bm25 and with a
-    learned encoder; reuses what is there.
+    """Index the documentation into `folder`, and evaluate known-item search in it; reuses what is there.
+
+    Where a learned encoder came with this installation, both are compared, in a sample.
     """
     documentation = PythonDocs()
     index = folder / "python-docs"
@@ -68,10 +70,12 @@ def prepare(folder: Path) -> PreparedDemo:
     build = build_index(
         index, Bm25Encoder(), documentation, fields=fields, overwrite=_is_stale(index, documentation)
     )
-    sample = documentation.known_items(every=SAMPLE)
+    is_compared = catalogue.PACKAGED[LEARNED].is_dir()
+    sample = documentation.known_items(every=SAMPLE if is_compared else 1)
     reports: list[Report] = []
     left_out: str | None = None
-    places = [folder / "known-items" / encoder for encoder in ("bm25", LEARNED)]
+    encoders = ("bm25", LEARNED) if is_compared else ("bm25",)
+    places = [folder / "known-items" / encoder for encoder in encoders]
     for place in places:
         try:
             reports.append(evaluate(sample, place.name, out=place, indexes=folder / "indexes").report)
@@ -79,7 +83,7 @@ def prepare(folder: Path) -> PreparedDemo:
             if place.name != LEARNED:
                 raise
             left_out = str(error)
-    if left_out is None:
+    if len(reports) > 1:
         reports.append(fuse_reports(places, sample, folder / "known-items" / "fused", plot=False).report)
     return PreparedDemo(index, build, reports, left_out)
 

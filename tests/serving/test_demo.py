@@ -56,8 +56,20 @@ def test_both_encoders_stand_in_one_table(library: Path, monkeypatch: pytest.Mon
     assert [report.index.get("action") for report in again.reports] == ["reused", "reused", None]
 
 
-def test_without_the_learned_encoder_the_rest_works(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_learned_encoder_bm25_stands_alone(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(catalogue, "PACKAGED", MappingProxyType({demo.LEARNED: library / "missing"}))
+    prepared = demo.prepare(library / "demo")
+    assert [report.encoder for report in prepared.reports] == ["bm25"]
+    assert demo.LEARNED not in shown(prepared)
+
+
+def test_a_learned_encoder_that_cannot_be_loaded_is_left_out_with_a_reason(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (library / "broken").mkdir()
+    monkeypatch.setattr(catalogue, "PACKAGED", MappingProxyType({demo.LEARNED: library / "broken"}))
     prepared = demo.prepare(library / "demo")
     assert [report.encoder for report in prepared.reports] == ["bm25"]
     text = " ".join(shown(prepared).split())
