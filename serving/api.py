@@ -6,12 +6,13 @@ import asyncio
 import logging
 
 from runtime.errors import LexpertError
-from serving.asgi import Answer, ClientGoneError, Receive, Request, Response, Router, Scope, Send
+from serving.asgi import Answer, ClientGoneError, Receive, Request, Response, Route, Router, Scope, Send
 from serving.configuration import ServerConfiguration
 from serving.deadline import WorkStoppedError
 from serving.errors import ApiError, from_library, internal_error
 from serving.generators import Generators
 from serving.indexes.writing import Writing
+from serving.keys import KeyRing
 from serving.request_identity import REQUEST_ID
 from serving.routes import ROUTES
 from serving.state import ServerState
@@ -36,6 +37,7 @@ class Api:
         generators: Generators | None = None,
     ) -> None:
         self.state = ServerState(configuration, writing, generators)
+        self._keys = KeyRing(configuration.keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -74,12 +76,23 @@ class Api:
     async def _answer(self, request: Request) -> Answer:
         """Find and run the handler; everything that it may raise becomes an ApiError."""
         try:
-            handler, request.path_parameters = ROUTER.find(request.scope["method"], request.scope["path"])
-            return await handler(self.state, request)
+            route = self._route(request)
+            return await route.handler(self.state, request)
         except (ApiError, ClientGoneError, WorkStoppedError):
             raise
         except Exception as error:
             raise (from_library(error) if isinstance(error, LexpertError) else internal_error()) from error
+
+    def _route(self, request: Request) -> Route[ServerState]:
+        """The route of a request that has the key for it; without a key nobody learns which others there are."""
+        headers = request.scope["headers"]
+        try:
+            route, request.path_parameters = ROUTER.find(request.scope["method"], request.scope["path"])
+        except ApiError:
+            self._keys.admit(headers, "read")
+            raise
+        self._keys.admit(headers, route.scope)
+        return route
 
     def _refuse(self, request: Request, error: ApiError) -> Response:
         request_id = request.header(REQUEST_ID)

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl
 import orjson
 
 from serving.errors import ApiError
+from serving.keys import RouteScope
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -252,36 +253,40 @@ Handler = Callable[[State, Request], Awaitable[Answer]]
 
 @dataclass(frozen=True)
 class Route(Generic[State]):
-    """One method on one path; a part of the path in braces matches any one part, ``{name*}`` at its end any rest."""
+    """One method on one path; a part of the path in braces matches any one part, ``{name*}`` at its end any rest.
+
+    `scope` is what a key must allow.
+    """
 
     method: str
     path: str
     handler: Handler[State]
+    scope: RouteScope
 
 
 class Router(Generic[State]):
-    """Finds the handler of a path and method."""
+    """Finds the route of a path and method."""
 
     def __init__(self, routes: Iterable[Route[State]]) -> None:
-        self._by_path: dict[tuple[str, ...], dict[str, Handler[State]]] = {}
+        self._by_path: dict[tuple[str, ...], dict[str, Route[State]]] = {}
         for route in routes:
-            self._by_path.setdefault(tuple(route.path.split("/")), {})[route.method] = route.handler
+            self._by_path.setdefault(tuple(route.path.split("/")), {})[route.method] = route
 
-    def find(self, method: str, path: str) -> tuple[Handler[State], dict[str, str]]:
-        """The handler and the path's parameters.
+    def find(self, method: str, path: str) -> tuple[Route[State], dict[str, str]]:
+        """The route and the path's parameters.
 
         Raises:
             ApiError: 404 for a path that no route has, 405 (with Allow) for a method that the path has not.
         """
         parts = tuple(path.split("/"))
         methods: set[str] = set()
-        for template, handlers in self._by_path.items():
+        for template, routes in self._by_path.items():
             parameters = match(template, parts)
             if parameters is not None:
-                handler = handlers.get("GET" if method == "HEAD" else method)
-                if handler is not None:
-                    return handler, parameters
-                methods |= {*handlers, *(["HEAD"] if "GET" in handlers else [])}
+                route = routes.get("GET" if method == "HEAD" else method)
+                if route is not None:
+                    return route, parameters
+                methods |= {*routes, *(["HEAD"] if "GET" in routes else [])}
         if methods:
             allowed = ", ".join(sorted(methods))
             raise ApiError(

@@ -8,9 +8,10 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from runtime.cores import available_cores
+from serving.keys import Key, require_distinct
 
 HOST = "127.0.0.1"
-"""The only address served on: there are no keys yet, so nothing outside this machine may reach the server."""
+"""The only address served on: keys would come in clear text from anywhere else."""
 
 INDEX_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -76,19 +77,22 @@ class ServerConfiguration(BaseModel):
         data: folder of the indexes that are made over HTTP, with what belongs to them; None for no such indexes.
         encoders: folder or hub name of each encoder that an index may be made with, by name.
         models: folder of each decoder that generates, by the name it has in requests.
+        keys: one of which each request must have, but those for health; none for a server that asks for none.
         commits: when indexes that are written to make commits.
         port: on 127.0.0.1; 0 takes a free one.
         threads: searches and encodings that run at the same time.
         limits: what one request may ask for.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Errors of pydantic show the input, which may be a key.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     indexes: dict[IndexName, Path] = {}
     writable: frozenset[IndexName] = frozenset()
     data: Path | None = None
     encoders: dict[IndexName, str] = {}
     models: dict[IndexName, Path] = {}
+    keys: tuple[Key, ...] = Field(default=(), max_length=1024)
     commits: CommitPolicy = Field(default_factory=CommitPolicy)
     port: int = Field(default=8000, ge=0, le=65535)
     threads: int = Field(default_factory=available_cores, ge=1)
@@ -105,6 +109,7 @@ class ServerConfiguration(BaseModel):
             raise ValueError(
                 "there is nothing to serve; give an index, a data folder for indexes to come, or a model"
             )
+        require_distinct(self.keys)
         if missing := self.writable - self.indexes.keys():
             raise ValueError(f"writable names {min(missing)!r}, which is not among the indexes")
         return self

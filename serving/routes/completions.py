@@ -334,6 +334,6 @@ def cancel(streams: list[Stream]) -> None:
 
 
 ROUTES = (
-    Route("POST", "/v1/completions", completions),
-    Route("POST", "/v1/chat/completions", chat_completions),
+    Route("POST", "/v1/completions", completions, "read"),
+    Route("POST", "/v1/chat/completions", chat_completions, "read"),
 )

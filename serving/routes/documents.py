@@ -268,8 +268,8 @@ def media_type(request: Request) -> str:
 
 
 ROUTES = (
-    Route("PUT", "/v1/indexes/{name}/documents", put_documents),
-    Route("POST", "/v1/indexes/{name}/documents/delete", delete_documents),
-    Route("GET", "/v1/indexes/{name}/documents/{id*}", get_document),
-    Route("DELETE", "/v1/indexes/{name}/documents/{id*}", delete_document),
+    Route("PUT", "/v1/indexes/{name}/documents", put_documents, "write"),
+    Route("POST", "/v1/indexes/{name}/documents/delete", delete_documents, "write"),
+    Route("GET", "/v1/indexes/{name}/documents/{id*}", get_document, "read"),
+    Route("DELETE", "/v1/indexes/{name}/documents/{id*}", delete_document, "write"),
 )

@@ -100,4 +100,4 @@ async def encode(state: ServerState, request: Request) -> Response:
     return await state.respond(request, partial(answer, state.catalogue, state.configuration.limits))
 
 
-ROUTES = (Route("POST", "/v1/encode", encode),)
+ROUTES = (Route("POST", "/v1/encode", encode, "read"),)

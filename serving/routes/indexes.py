@@ -124,12 +124,12 @@ def is_gone(now: ServedIndex | None, before: ServedIndex) -> bool:
 
 
 ROUTES = (
-    Route("GET", "/v1/indexes", list_indexes),
-    Route("GET", "/v1/indexes/{name}", describe_index),
-    Route("PUT", "/v1/indexes/{name}", create_index),
-    Route("DELETE", "/v1/indexes/{name}", delete_index),
-    Route("GET", "/v1/indexes/{name}/stats", index_stats),
-    Route("POST", "/v1/indexes/{name}/snapshots", make_snapshot),
-    Route("GET", "/v1/aliases", list_aliases),
-    Route("POST", "/v1/aliases", set_aliases),
+    Route("GET", "/v1/indexes", list_indexes, "read"),
+    Route("GET", "/v1/indexes/{name}", describe_index, "read"),
+    Route("PUT", "/v1/indexes/{name}", create_index, "admin"),
+    Route("DELETE", "/v1/indexes/{name}", delete_index, "admin"),
+    Route("GET", "/v1/indexes/{name}/stats", index_stats, "read"),
+    Route("POST", "/v1/indexes/{name}/snapshots", make_snapshot, "admin"),
+    Route("GET", "/v1/aliases", list_aliases, "read"),
+    Route("POST", "/v1/aliases", set_aliases, "admin"),
 )

@@ -71,7 +71,7 @@ async def routing(state: ServerState, request: Request) -> Response:
 
 
 ROUTES = (
-    Route("GET", "/v1/models", list_models),
-    Route("GET", "/v1/models/{model}", describe_model),
-    Route("GET", "/v1/models/{model}/routing", routing),
+    Route("GET", "/v1/models", list_models, "read"),
+    Route("GET", "/v1/models/{model}", describe_model, "read"),
+    Route("GET", "/v1/models/{model}/routing", routing, "read"),
 )

@@ -206,4 +206,4 @@ async def search(state: ServerState, request: Request) -> Response:
     )
 
 
-ROUTES = (Route("POST", "/v1/indexes/{name}/search", search),)
+ROUTES = (Route("POST", "/v1/indexes/{name}/search", search, "read"),)
