@@ -43,6 +43,13 @@ def serve(
         list[str] | None,
         typer.Option("--model", metavar="NAME=DIR", help="A decoder that generates; repeatable."),
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML or JSON file of the keys that requests must have; readable by you alone.",
+            metavar="FILE",
+        ),
+    ] = None,
     port: Annotated[
         int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)
     ] = 8000,
@@ -61,7 +68,7 @@ def serve(
       curl -s http://127.0.0.1:8000/v1/indexes/docs/search \\
         -H 'content-type: application/json' -d '{"query": "open a file", "k": 3, "with": ["text"]}'
     """
-    configuration = configure(index or [], port, data, encoder or [], model or [])
+    configuration = configure(index or [], port, data, encoder or [], model or [], keys)
     served = sorted({*configuration.indexes, *configuration.models}) + (
         [str(data)] if data is not None else []
     )
@@ -139,10 +146,11 @@ def example(url: str, index: str) -> str:
 
 def example_of(configuration: ServerConfiguration, url: str) -> str:
     """A command line that asks a server for what it has."""
+    key = ' -H "authorization: Bearer $KEY"' if configuration.keys else ""
     if configuration.indexes or not configuration.models:
-        return example(url, min(configuration.indexes, default="NAME"))
+        return example(url, min(configuration.indexes, default="NAME")) + key
     body = f'{{"model": "{min(configuration.models)}", "prompt": "Once upon a time", "max_tokens": 64}}'
-    return f"  curl -s {url}/v1/completions -H 'content-type: application/json' -d '{body}'"
+    return f"  curl -s {url}/v1/completions -H 'content-type: application/json' -d '{body}'{key}"
 
 
 def configure(
@@ -151,14 +159,17 @@ def configure(
     data: Path | None = None,
     encoders: Sequence[str] = (),
     models: Sequence[str] = (),
+    keys: Path | None = None,
 ) -> ServerConfiguration:
     """The configuration that the options ask for.
 
     Raises:
         UsageError: there is nothing to serve, or an index, encoder or model is not NAME=DIR, has a name that cannot
-            stand in a URL, or is named twice.
+            stand in a URL, or is named twice; or others can read the file of keys.
+        NotFoundError, FormatError: there is no file of keys, or it is none.
     """
     from serving.configuration import ServerConfiguration
+    from serving.key_file import read_keys
 
     if not indexes and not models and data is None:
         raise UsageError(
@@ -169,6 +180,7 @@ def configure(
     return ServerConfiguration(
         indexes=folders,
         models={name: Path(folder).absolute() for name, folder in named("--model", models).items()},
+        keys=read_keys(keys) if keys is not None else (),
         port=port,
         data=data.absolute() if data is not None else None,
         encoders={
