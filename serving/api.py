@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from runtime.errors import LexpertError
 from serving.asgi import Answer, ClientGoneError, Receive, Request, Response, Route, Router, Scope, Send
@@ -13,6 +14,7 @@ from serving.errors import ApiError, from_library, internal_error
 from serving.generators import Generators
 from serving.indexes.writing import Writing
 from serving.keys import KeyRing
+from serving.metrics import GONE, OTHER
 from serving.request_identity import REQUEST_ID
 from serving.routes import ROUTES
 from serving.state import ServerState
@@ -64,14 +66,23 @@ class Api:
                 return
 
     async def _handle(self, request: Request, send: Send) -> None:
-        response: Answer
+        metrics = self.state.metrics
+        began, status = time.perf_counter(), GONE
+        metrics.in_flight += 1
         try:
-            response = await self._answer(request)
+            try:
+                response: Answer = await self._answer(request)
+            except ApiError as error:
+                metrics.refuse(error.status, error.code)
+                response = self._refuse(request, error)
+            await response.send(request, send)
+            status = str(response.status)
         except (ClientGoneError, WorkStoppedError):
             return
-        except ApiError as error:
-            response = self._refuse(request, error)
-        await response.send(request, send)
+        finally:
+            metrics.in_flight -= 1
+            method = request.scope["method"] if request.route else OTHER
+            metrics.answered(method, request.route or OTHER, status, time.perf_counter() - began)
 
     async def _answer(self, request: Request) -> Answer:
         """Find and run the handler; everything that it may raise becomes an ApiError."""
@@ -88,6 +99,7 @@ class Api:
         headers = request.scope["headers"]
         try:
             route, request.path_parameters = ROUTER.find(request.scope["method"], request.scope["path"])
+            request.route = route.path
         except ApiError:
             self._keys.admit(headers, "read")
             raise

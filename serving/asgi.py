@@ -45,10 +45,11 @@ class ClientGoneError(Exception):
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request; `path_parameters` are the values of ``{name}`` in the route's path."""
+    """One HTTP request; `path_parameters` are the values of ``{name}`` in the path of `route`."""
 
     scope: Scope
     receive: Receive
+    route: str = ""
     path_parameters: dict[str, str] = field(default_factory=dict)
     _is_read: bool = False
 
@@ -211,6 +212,7 @@ class Response:
     status: int
     body: bytes
     headers: tuple[Header, ...] = ()
+    content_type: bytes = b"application/json"
 
     @classmethod
     def json(cls, value: Any, status: int = 200) -> Response:
@@ -225,7 +227,7 @@ class Response:
         """
         is_unread = request.has_unread_body()
         headers = [
-            (b"content-type", b"application/json"),
+            (b"content-type", self.content_type),
             (b"content-length", b"%d" % len(self.body)),
             (b"x-content-type-options", b"nosniff"),
             *self.headers,
@@ -242,6 +244,9 @@ class Response:
 
 class Answer(Protocol):
     """What a handler returns: a `Response`, or one that comes piece by piece."""
+
+    @property
+    def status(self) -> int: ...
 
     async def send(self, request: Request, send: Send) -> None:
         """Send all of it."""

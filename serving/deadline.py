@@ -1,8 +1,13 @@
-"""How long the work of one request may go on: until its time is over, or until nobody waits for its answer."""
+"""How long the work of one request may go on: until its time is over, or until nobody waits for its answer.
+
+And what its time went into.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from serving.errors import ApiError
 
@@ -15,12 +20,16 @@ class Deadline:
     """Made on the event loop when a request arrives, asked in the thread that works on it.
 
     A thread cannot be stopped from outside, so the work asks between two queries and between two hits.
+
+    Attributes:
+        stages: seconds of the work so far, by stage.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self._ends = time.monotonic() + timeout_s
         self._is_stopped = False
+        self.stages: dict[str, float] = {}
 
     @property
     def remaining_s(self) -> float:
@@ -30,6 +39,15 @@ class Deadline:
     def stop(self) -> None:
         """Nobody waits for the answer any more: the next `check` ends the work."""
         self._is_stopped = True
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the seconds of what is done within to a stage of the work."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
 
     def check(self) -> None:
         """Return if the work should go on.

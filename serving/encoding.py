@@ -58,7 +58,7 @@ class ServedEncoder:
         batches = []
         for first in range(0, len(texts), BATCH):
             deadline.check()
-            with self._alone:
+            with self._alone, deadline.stage("encode"):
                 batches.append(encode(texts[first : first + BATCH]))
         return batches[0] if len(batches) == 1 else SparseActivations.concat(batches)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from moe.generation.engine import Engine, Event, Request
+    from moe.generation.engine.engine import EngineState
     from runtime.meter import ActivityMeter
 
 
@@ -57,6 +58,10 @@ class Generator(Protocol):
         """The load of the experts of each layer in the last seconds."""
         ...
 
+    async def state(self) -> EngineState:
+        """What it does at this moment."""
+        ...
+
     def close(self) -> None:
         """End all requests (blocking)."""
         ...
@@ -91,6 +96,9 @@ class LocalGenerator:
 
     async def routing(self, window_s: float) -> Mapping[str, ActivityMeter]:
         return await asyncio.to_thread(self.engine.routing.meters, window_s)
+
+    async def state(self) -> EngineState:
+        return await asyncio.to_thread(self.engine.state)
 
     def close(self) -> None:
         self.engine.close()

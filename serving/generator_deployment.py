@@ -16,6 +16,7 @@ from serving.ray_environment import keep_replica_on_loopback
 
 if TYPE_CHECKING:
     from moe.generation.engine import Event, Request
+    from moe.generation.engine.engine import EngineState
     from runtime.meter import ActivityMeter
 
 GENERATOR = "generator"
@@ -66,6 +67,9 @@ class GeneratorReplica:
     async def routing(self, window_s: float) -> Mapping[str, ActivityMeter]:
         return await self._generator.routing(window_s)
 
+    async def state(self) -> EngineState:
+        return await self._generator.state()
+
     async def __del__(self) -> None:
         """Called by Serve when the replica stops in order."""
         generator = getattr(self, "_generator", None)
@@ -102,6 +106,10 @@ class RemoteGenerator:
     async def routing(self, window_s: float) -> Mapping[str, ActivityMeter]:
         with_load: Mapping[str, ActivityMeter] = await self.handle.routing.remote(window_s)
         return with_load
+
+    async def state(self) -> EngineState:
+        state: EngineState = await self.handle.state.remote()
+        return state
 
     def close(self) -> None:
         """The deployment ends with the server."""

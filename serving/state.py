@@ -20,6 +20,7 @@ from serving.generators import Generators
 from serving.indexes.readers import Readers, reaches
 from serving.indexes.writers import Writers
 from serving.indexes.writing import LocalWriting, Writing
+from serving.metrics import Metrics
 
 Result = TypeVar("Result")
 
@@ -53,6 +54,7 @@ class ServerState:
         generators: Generators | None = None,
     ) -> None:
         self.configuration = configuration
+        self.metrics = Metrics()
         self._readers: Readers | None = None
         self._writers = Writers(configuration)
         self._writes_here = writing is None
@@ -60,6 +62,11 @@ class ServerState:
         self.generators = Generators(configuration.models) if generators is None else generators
         self._threads = ThreadPoolExecutor(configuration.threads, thread_name_prefix="serving")
         self._in_hand = self._writes_in_hand = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the indexes are open."""
+        return self._readers is not None
 
     @property
     def catalogue(self) -> Catalogue:
@@ -144,6 +151,7 @@ class ServerState:
             finally:
                 deadline.stop()
         total = time.perf_counter() - asked
+        self.metrics.spent(request.route, {"queue": total - sum(worked), **deadline.stages})
         return Response(
             200,
             answer,

@@ -67,6 +67,7 @@ class StreamingResponse:
     first: bytes
     failed: Callable[[Exception], None]
     headers: tuple[Header, ...] = ()
+    status: int = 200
 
     @classmethod
     async def started(

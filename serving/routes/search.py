@@ -145,7 +145,8 @@ def answer_body(
         deadline.check()
         batch = queries[first : first + BATCH]
         try:
-            hits = served.index.search(batch, k=request.k, filter=request.filter)
+            with deadline.stage("search"):
+                hits = served.index.search(batch, k=request.k, filter=request.filter)
         except LexpertError as error:
             raise from_library(error, "filter" if request.filter is not None else None) from error
         for row, (ids, scores) in enumerate(zip(hits.ids, hits.scores, strict=True)):

@@ -193,3 +193,24 @@ def test_a_client_that_goes_ends_its_generation(served: tuple[Api, str]) -> None
         while (state := engine.state()).running or state.waiting:
             time.sleep(0.001)
         assert state.held_blocks == 0
+
+
+def test_metrics_say_what_the_engine_does(served: tuple[Api, str], client: Any) -> None:
+    pytest.importorskip("prometheus_client")
+    from prometheus_client.parser import text_string_to_metric_families
+
+    client.completions.create(model="tiny", prompt=PROMPT, max_tokens=3, **FREE)
+    families = text_string_to_metric_families(httpx.get(f"{served[1]}/metrics").text)
+    found = {
+        sample.name.removeprefix("lexpert_generation_"): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.labels.get("model") == "tiny"
+    }
+    state = served[0].state.generators["tiny"].engine.state()  # type: ignore[attr-defined]
+    assert found["up"] == 1
+    assert found["running"] == found["waiting"] == 0
+    assert found["generated_tokens_total"] == state.generated_tokens >= 3
+    assert found["prompt_tokens_total"] == state.prompt_tokens >= found["cached_tokens_total"]
+    assert found["steps_total"] == state.steps >= 1
+    assert 0 < found["step_seconds"] < 60
