@@ -62,6 +62,7 @@ def serve(
       lexpert serve --index docs=./docs-index --index papers=./papers-index --port 9000
       lexpert serve --data ./data
       lexpert serve --model stories=./stories
+      lexpert serve --index docs=./docs-index --keys keys.yaml
 
     \b
     Ask it from another terminal:
