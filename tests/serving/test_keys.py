@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serving.api import Api
 from serving.configuration import ServerConfiguration
-from serving.keys import Key
+from serving.errors import ApiError
+from serving.keys import SCOPES, Key, KeyRing, RouteScope
 from serving.request_identity import RequestIdentity
 from serving.routes import ROUTES
 
@@ -35,6 +39,7 @@ KEYS = (
 )
 OPEN = {("GET", "/health"), ("GET", "/ready")}
 SEARCH = "/v1/indexes/docs/search"
+VALUES = [READ, WRITE, ADMIN, f"Bearer {READ}", f"bearer {ADMIN}", f"Bearer {READ}x", ""]
 
 
 @contextmanager
@@ -226,6 +231,52 @@ def test_no_secret_is_logged(client: httpx.Client, caplog: pytest.LogCaptureFixt
                 client.delete("/v1/indexes/none", headers=headers)
     logged = "".join(record.getMessage() for record in caplog.records if record.name != "httpx")
     assert not any(secret in logged for secret in (*SECRETS, "wrong-0123456789abcdef"))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["authorization", "x-api-key", "cookie"]), st.sampled_from(VALUES)),
+        max_size=3,
+    ),
+    st.sampled_from(SCOPES),
+)
+def test_a_request_passes_if_the_only_key_in_it_is_known_and_allows_the_scope(
+    given_headers: list[tuple[str, str]], scope: RouteScope
+) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in given_headers]
+    named = {value.split()[1] for name, value in given_headers if name == "authorization" and " " in value}
+    named |= {value for name, value in given_headers if name == "x-api-key" and value}
+    allows = {
+        READ: {"open", "read"},
+        WRITE: {"open", "read", "write"},
+        ADMIN: set(SCOPES),
+    }
+    scopes = allows.get(named.pop()) if len(named) == 1 else None
+    expected = 200 if scope == "open" else 401 if scopes is None else 200 if scope in scopes else 403
+    try:
+        KeyRing(KEYS[:3]).admit(headers, scope)
+        status = 200
+    except ApiError as error:
+        status = error.status
+    assert status == expected
+
+
+@pytest.mark.parametrize("key", [READ, ADMIN, "wrong-0123456789abcdef"])
+def test_each_known_key_is_compared_wherever_the_right_one_stands(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append(other)
+        return compare_digest(one, other)
+
+    compare_digest = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    with suppress(ApiError):
+        KeyRing(KEYS).admit([(b"x-api-key", key.encode())], "read")
+    assert compared == [bytes.fromhex(each.sha256) for each in KEYS]
 
 
 def test_without_keys_every_header_is_taken(api: Any) -> None:
