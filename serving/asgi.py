@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
+from serving.description import Description
 from serving.errors import ApiError
 from serving.keys import RouteScope
 
@@ -267,6 +268,7 @@ class Route(Generic[State]):
     path: str
     handler: Handler[State]
     scope: RouteScope
+    description: Description | None = None
 
 
 class Router(Generic[State]):

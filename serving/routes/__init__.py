@@ -1,12 +1,13 @@
 """The routes, one file a group; `ROUTES` is all of them."""
 
 from serving.asgi import Route
-from serving.routes import completions, documents, encode, health, indexes, metrics, models, search
+from serving.routes import completions, documents, encode, health, indexes, metrics, models, openapi, search
 from serving.state import ServerState
 
 ROUTES: tuple[Route[ServerState], ...] = (
     *health.ROUTES,
     *metrics.ROUTES,
+    *openapi.ROUTES,
     *encode.ROUTES,
     *indexes.ROUTES,
     *documents.ROUTES,

@@ -14,9 +14,11 @@ from uuid import uuid4
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from serving.answer_models import ChatCompletionBody, CompletionBody
 from serving.asgi import Answer, Request, Response, Route
 from serving.completion_answers import Answers, ChatAnswers, TextAnswers
 from serving.configuration import Limits
+from serving.description import Description
 from serving.errors import ApiError, from_library, from_validation
 from serving.generation import Stream, collect
 from serving.state import ServerState
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from moe.generation.engine import Request as EngineRequest
 
 logger = logging.getLogger("serving")
+
+EVENTS = "text/event-stream"
 
 MOST_STOPS = 16
 MOST_SEED = 2**32
@@ -73,9 +77,10 @@ class GenerationRequest(BaseModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     n: int = Field(default=1, ge=1)
     seed: int | None = None
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(one_or_more)] = Field(
-        default=None, max_length=MOST_STOPS
-    )
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1)]] | None,
+        BeforeValidator(one_or_more, json_schema_input_type=str | list[str] | None),
+    ] = Field(default=None, max_length=MOST_STOPS)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}
@@ -93,7 +98,10 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """The body of a completion."""
 
-    prompt: Annotated[list[Any], BeforeValidator(prompts)]
+    prompt: Annotated[
+        list[Any],
+        BeforeValidator(prompts, json_schema_input_type=str | list[int] | list[str | list[int]]),
+    ]
     max_tokens: int | None = Field(default=16, ge=1)
     logprobs: int | None = Field(default=None, ge=0, le=20)
 
@@ -334,6 +342,20 @@ def cancel(streams: list[Stream]) -> None:
 
 
 ROUTES = (
-    Route("POST", "/v1/completions", completions, "read"),
-    Route("POST", "/v1/chat/completions", chat_completions, "read"),
+    Route(
+        "POST",
+        "/v1/completions",
+        completions,
+        "read",
+        Description("Go on from prompts", {200: (CompletionBody, EVENTS)}, CompletionRequest, errors=(404,)),
+    ),
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        chat_completions,
+        "read",
+        Description(
+            "Answer in a conversation", {200: (ChatCompletionBody, EVENTS)}, ChatRequest, errors=(404,)
+        ),
+    ),
 )

@@ -10,14 +10,16 @@ import asyncio
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from runtime.errors import LexpertError
+from serving.answer_models import DeletionBody, DocumentBody, UpsertBody
 from serving.asgi import Request, Response, Route, require_uncompressed
 from serving.catalogue import ServedIndex
+from serving.description import Description, Parameter
 from serving.errors import ApiError, from_library, from_validation
 from serving.indexes.incoming_documents import (
     Checked,
@@ -37,6 +39,20 @@ if TYPE_CHECKING:
 
 STREAM_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
+WRITE_PARAMETERS = (
+    Parameter(
+        "wait", "answer when a commit has it, and not as soon as it is kept", {"enum": ["true", "false"]}
+    ),
+    Parameter(
+        "Idempotency-Key",
+        "the same request with the same key is worked on once",
+        {"type": "string", "minLength": 1, "maxLength": 128},
+        "header",
+    ),
+)
+
+DELETED = {200: (DeletionBody,), 202: (DeletionBody,)}
+
 PIECE_BYTES = 512 << 10
 """Lines of a stream that are checked and written at a time."""
 
@@ -46,12 +62,25 @@ SEEN_S = 1.0
 """How long a write that is committed waits until this replica searches that commit too."""
 
 
+DOCUMENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["id"],
+    "properties": {
+        "id": {"type": "string", "minLength": 1},
+        "title": {"type": "string"},
+        "text": {"type": "string"},
+        "vector": {"type": "object"},
+    },
+    "description": "further keys are fields of the index",
+}
+
+
 class Upsert(BaseModel):
     """The body of a write; what each document must be depends on the index."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    documents: list[Any] = Field(min_length=1)
+    documents: list[Annotated[Any, WithJsonSchema(DOCUMENT)]] = Field(min_length=1)
 
 
 class Deletion(BaseModel):
@@ -268,8 +297,39 @@ def media_type(request: Request) -> str:
 
 
 ROUTES = (
-    Route("PUT", "/v1/indexes/{name}/documents", put_documents, "write"),
-    Route("POST", "/v1/indexes/{name}/documents/delete", delete_documents, "write"),
-    Route("GET", "/v1/indexes/{name}/documents/{id*}", get_document, "read"),
-    Route("DELETE", "/v1/indexes/{name}/documents/{id*}", delete_document, "write"),
+    Route(
+        "PUT",
+        "/v1/indexes/{name}/documents",
+        put_documents,
+        "write",
+        Description(
+            "Write documents",
+            {200: (UpsertBody,), 202: (UpsertBody,)},
+            Upsert,
+            WRITE_PARAMETERS,
+            (409,),
+            STREAM_TYPES,
+        ),
+    ),
+    Route(
+        "POST",
+        "/v1/indexes/{name}/documents/delete",
+        delete_documents,
+        "write",
+        Description("Delete documents by id or filter", DELETED, Deletion, WRITE_PARAMETERS, (409,)),
+    ),
+    Route(
+        "GET",
+        "/v1/indexes/{name}/documents/{id*}",
+        get_document,
+        "read",
+        Description("One document", {200: (DocumentBody,)}),
+    ),
+    Route(
+        "DELETE",
+        "/v1/indexes/{name}/documents/{id*}",
+        delete_document,
+        "write",
+        Description("Delete a document", DELETED, parameters=WRITE_PARAMETERS, errors=(409, 422)),
+    ),
 )

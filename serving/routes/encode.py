@@ -10,10 +10,12 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from serving.answer_models import Encoding
 from serving.asgi import Request, Response, Route
 from serving.catalogue import Catalogue
 from serving.configuration import Limits
 from serving.deadline import Deadline
+from serving.description import Description
 from serving.encoding import EncodingTurn, ServedEncoder
 from serving.errors import ApiError, from_validation
 from serving.state import ServerState
@@ -35,7 +37,7 @@ class EncodeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
-    input: Annotated[list[str], BeforeValidator(one_or_more)]
+    input: Annotated[list[str], BeforeValidator(one_or_more, json_schema_input_type=str | list[str])]
     role: Literal["document", "query"] = "document"
     top_k: int | None = Field(None, ge=1)
     return_tokens: bool = False
@@ -100,4 +102,12 @@ async def encode(state: ServerState, request: Request) -> Response:
     return await state.respond(request, partial(answer, state.catalogue, state.configuration.limits))
 
 
-ROUTES = (Route("POST", "/v1/encode", encode, "read"),)
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/encode",
+        encode,
+        "read",
+        Description("Texts to sparse vectors", {200: (Encoding,)}, EncodeRequest, errors=(404, 504)),
+    ),
+)

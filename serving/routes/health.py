@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+from serving.answer_models import Health, Readiness, SoftwareVersion
 from serving.asgi import Request, Response, Route
+from serving.description import Description
 from serving.state import ServerState
 
 
@@ -40,7 +42,13 @@ def installed_version() -> str:
 
 
 ROUTES = (
-    Route("GET", "/health", health, "open"),
-    Route("GET", "/ready", ready, "open"),
-    Route("GET", "/version", server_version, "read"),
+    Route("GET", "/health", health, "open", Description("The process answers", {200: (Health,)})),
+    Route("GET", "/ready", ready, "open", Description("Every index is open", {200: (Readiness,)})),
+    Route(
+        "GET",
+        "/version",
+        server_version,
+        "read",
+        Description("Name and version of the software", {200: (SoftwareVersion,)}),
+    ),
 )

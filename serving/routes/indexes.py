@@ -8,9 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serving.answer_models import AliasesBody, IndexBody, IndexDeleted, IndexList, IndexStats, SnapshotBody
 from serving.asgi import Request, Response, Route
 from serving.catalogue import ServedIndex
 from serving.configuration import INDEX_NAME
+from serving.description import Description
 from serving.errors import ApiError, from_validation
 from serving.indexes.writers import NewIndex
 from serving.state import ServerState
@@ -124,12 +126,48 @@ def is_gone(now: ServedIndex | None, before: ServedIndex) -> bool:
 
 
 ROUTES = (
-    Route("GET", "/v1/indexes", list_indexes, "read"),
-    Route("GET", "/v1/indexes/{name}", describe_index, "read"),
-    Route("PUT", "/v1/indexes/{name}", create_index, "admin"),
-    Route("DELETE", "/v1/indexes/{name}", delete_index, "admin"),
-    Route("GET", "/v1/indexes/{name}/stats", index_stats, "read"),
-    Route("POST", "/v1/indexes/{name}/snapshots", make_snapshot, "admin"),
-    Route("GET", "/v1/aliases", list_aliases, "read"),
-    Route("POST", "/v1/aliases", set_aliases, "admin"),
+    Route("GET", "/v1/indexes", list_indexes, "read", Description("The indexes", {200: (IndexList,)})),
+    Route("GET", "/v1/indexes/{name}", describe_index, "read", Description("One index", {200: (IndexBody,)})),
+    Route(
+        "PUT",
+        "/v1/indexes/{name}",
+        create_index,
+        "admin",
+        Description("Make an index", {200: (IndexBody,), 201: (IndexBody,)}, NewIndex, errors=(409,)),
+    ),
+    Route(
+        "DELETE",
+        "/v1/indexes/{name}",
+        delete_index,
+        "admin",
+        Description("Delete an index", {200: (IndexDeleted,)}, errors=(409,)),
+    ),
+    Route(
+        "GET",
+        "/v1/indexes/{name}/stats",
+        index_stats,
+        "read",
+        Description("Sizes of an index", {200: (IndexStats,)}),
+    ),
+    Route(
+        "POST",
+        "/v1/indexes/{name}/snapshots",
+        make_snapshot,
+        "admin",
+        Description("Copy an index", {201: (SnapshotBody,)}, errors=(409,)),
+    ),
+    Route(
+        "GET",
+        "/v1/aliases",
+        list_aliases,
+        "read",
+        Description("Further names of indexes", {200: (AliasesBody,)}),
+    ),
+    Route(
+        "POST",
+        "/v1/aliases",
+        set_aliases,
+        "admin",
+        Description("Set and remove aliases", {200: (AliasesBody,)}, AliasChanges, errors=(404, 409)),
+    ),
 )

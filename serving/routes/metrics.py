@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from serving.asgi import Request, Response, Route
+from serving.description import Description
 from serving.metrics_text import metrics_text
 from serving.routes.health import installed_version
 from serving.state import ServerState
@@ -16,4 +17,6 @@ async def metrics(state: ServerState, request: Request) -> Response:
     return Response(200, await metrics_text(state, installed_version()), content_type=TEXT_FORMAT)
 
 
-ROUTES = (Route("GET", "/metrics", metrics, "read"),)
+ROUTES = (
+    Route("GET", "/metrics", metrics, "read", Description("Metrics for Prometheus", {200: ("text/plain",)})),
+)

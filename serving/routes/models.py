@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serving.answer_models import ModelBody, ModelList, RoutingBody
 from serving.asgi import Request, Response, Route
+from serving.description import Description, Parameter
 from serving.errors import from_validation
 from serving.generation import Generator
 from serving.state import ServerState
@@ -19,6 +21,13 @@ class RoutingQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     window_s: float = Field(default=60.0, gt=0, le=600, allow_inf_nan=False)
+
+
+WINDOW = Parameter(
+    "window_s",
+    "how many seconds back",
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 600, "default": 60},
+)
 
 
 async def describe(generator: Generator) -> dict[str, Any]:
@@ -71,7 +80,24 @@ async def routing(state: ServerState, request: Request) -> Response:
 
 
 ROUTES = (
-    Route("GET", "/v1/models", list_models, "read"),
-    Route("GET", "/v1/models/{model}", describe_model, "read"),
-    Route("GET", "/v1/models/{model}/routing", routing, "read"),
+    Route("GET", "/v1/models", list_models, "read", Description("Models that generate", {200: (ModelList,)})),
+    Route(
+        "GET",
+        "/v1/models/{model}",
+        describe_model,
+        "read",
+        Description("A model that generates", {200: (ModelBody,)}),
+    ),
+    Route(
+        "GET",
+        "/v1/models/{model}/routing",
+        routing,
+        "read",
+        Description(
+            "What the experts of a model did lately",
+            {200: (RoutingBody,)},
+            parameters=(WINDOW,),
+            errors=(422,),
+        ),
+    ),
 )

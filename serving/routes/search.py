@@ -11,10 +11,12 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import LexpertError
+from serving.answer_models import SearchBody
 from serving.asgi import Request, Response, Route
 from serving.catalogue import ServedIndex
 from serving.configuration import Limits
 from serving.deadline import Deadline
+from serving.description import Description
 from serving.encoding import BATCH, EncodingTurn
 from serving.errors import ApiError, from_library, from_validation
 from serving.query_vectors import read_query_vectors
@@ -207,4 +209,12 @@ async def search(state: ServerState, request: Request) -> Response:
     )
 
 
-ROUTES = (Route("POST", "/v1/indexes/{name}/search", search, "read"),)
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/indexes/{name}/search",
+        search,
+        "read",
+        Description("Search an index", {200: (SearchBody,)}, SearchRequest, errors=(409, 504)),
+    ),
+)

@@ -214,3 +214,18 @@ def test_metrics_say_what_the_engine_does(served: tuple[Api, str], client: Any) 
     assert found["prompt_tokens_total"] == state.prompt_tokens >= found["cached_tokens_total"]
     assert found["steps_total"] == state.steps >= 1
     assert 0 < found["step_seconds"] < 60
+
+
+def test_answers_are_as_described(served: tuple[Api, str]) -> None:
+    from serving.answer_models import ChatCompletionBody, CompletionBody, ModelBody, ModelList, RoutingBody
+
+    url = f"{served[1]}/v1"
+    body = {"model": "tiny", "max_tokens": 3, "ignore_eos": True, "return_routing": True}
+    texts = httpx.post(f"{url}/completions", json={**body, "prompt": PROMPT, "logprobs": 2, "n": 2})
+    assert len(CompletionBody.model_validate_json(texts.content).choices) == 2
+    messages = [{"role": "user", "content": PROMPT}]
+    chat = httpx.post(f"{url}/chat/completions", json={**body, "messages": messages, "logprobs": True})
+    assert ChatCompletionBody.model_validate_json(chat.content).usage.completion_tokens == 3
+    assert ModelList.model_validate_json(httpx.get(f"{url}/models").content).data[0].id == "tiny"
+    assert ModelBody.model_validate_json(httpx.get(f"{url}/models/tiny").content).id == "tiny"
+    assert RoutingBody.model_validate_json(httpx.get(f"{url}/models/tiny/routing").content).model == "tiny"

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,11 @@ from serving.configuration import Limits, ServerConfiguration
 from serving.histogram import BOUNDS_S, Histogram
 from serving.metrics import Metrics
 from serving.request_identity import RequestIdentity
+from tests.serving.socket_server import serve
 
 pytest.importorskip("prometheus_client")
-uvicorn = pytest.importorskip("uvicorn")
 
 SEARCH = "/v1/indexes/{name}/search"
-
-
-@contextmanager
-def serve(configuration: ServerConfiguration) -> Iterator[httpx.Client]:
-    """The API behind a real socket."""
-    server = uvicorn.Server(
-        uvicorn.Config(RequestIdentity(Api(configuration)), port=0, log_level="error", lifespan="on")
-    )
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            thread.join(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
