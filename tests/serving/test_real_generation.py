@@ -61,6 +61,16 @@ def test_what_the_model_refuses_is_an_answer(client: httpx.Client) -> None:
     assert client.post("/v1/chat/completions", json={"model": "tiny", "messages": []}).status_code == 422
 
 
+def test_metrics_have_the_state_of_the_other_process(client: httpx.Client) -> None:
+    client.post("/v1/completions", json=ASKED)
+    lines = client.get("/metrics").text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(values['lexpert_generation_up{model="tiny"}']) == 1
+    assert float(values['lexpert_generation_steps_total{model="tiny"}']) >= 1
+    assert float(values['lexpert_generation_step_seconds{model="tiny",quantile="0.5"}']) > 0
+    assert client.get("/docs").status_code == client.get("/openapi.json").status_code == 200
+
+
 def test_a_client_that_goes_ends_its_generation(client: httpx.Client) -> None:
     def tokens() -> int:
         layers = client.get("/v1/models/tiny/routing?window_s=600").json()["layers"]
