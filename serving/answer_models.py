@@ -191,6 +191,14 @@ class Share(AnswerBody):
     share: float
 
 
+class Source(AnswerBody):
+    """Where one of the fused indexes has a document."""
+
+    index: str
+    rank: int
+    score: float
+
+
 class Hit(AnswerBody):
     """A document that was found."""
 
@@ -198,6 +206,7 @@ class Hit(AnswerBody):
     score: float
     document: dict[str, Any] | None = Field(default=None, description='with "text"')
     explanation: list[Share] | None = Field(default=None, description='with "explain", largest share first')
+    sources: list[Source] | None = Field(default=None, description='with "explain", of a fused search')
 
 
 class Result(AnswerBody):

@@ -6,10 +6,11 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from runtime.errors import ConflictError, LexpertError
 from serving.deadline import Deadline
+from serving.dense import ServedDense, is_dense
 from serving.encoding import ServedEncoder
 from serving.errors import ApiError
 
@@ -85,6 +86,10 @@ class ServedIndex:
         weakref.finalize(served, index.close)
         return served
 
+    @property
+    def version(self) -> int:
+        return self.index.generation
+
     def warm_up(self) -> None:
         """Search once, so that no request waits for what is loaded on first use."""
         from runtime.activations import SparseActivations
@@ -98,11 +103,15 @@ class ServedIndex:
         return {
             "name": self.name,
             "documents": self.index.num_documents,
-            "version": self.index.generation,
+            "version": self.version,
             "encoder": {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
             "fields": dict(self.index.fields),
             "writable": self.is_writable,
         }
+
+
+Searched: TypeAlias = ServedIndex | ServedDense
+"""What can be searched by name."""
 
 
 def open_with(before: ServedIndex, folder: Path) -> SparseIndex | None:
@@ -141,22 +150,27 @@ def open_with_its_own(folder: Path) -> tuple[SparseIndex, ServedEncoder]:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Open indexes by name."""
+    """Open indexes by name; dense ones for themselves, for they can only be searched."""
 
     indexes: Mapping[str, ServedIndex]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    dense: Mapping[str, ServedDense] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folders: Mapping[str, Path]) -> Catalogue:
         """Open all indexes, or none: what was opened before a failure is closed again."""
         opened: dict[str, ServedIndex] = {}
+        dense: dict[str, ServedDense] = {}
         try:
             for name, folder in folders.items():
-                opened[name] = ServedIndex.open(name, folder)
+                if is_dense(folder):
+                    dense[name] = ServedDense.open(name, folder)
+                else:
+                    opened[name] = ServedIndex.open(name, folder)
         except BaseException:
             cls(opened).close()
             raise
-        return cls(opened)
+        return cls(opened, dense=dense)
 
     def warm_up(self) -> None:
         """Encode and search once in each index, so that no request waits for what is loaded on first use."""
@@ -164,13 +178,29 @@ class Catalogue:
             if served.encoder.can_encode:
                 served.encoder.encode(["warm up"], "query", Deadline(WARM_UP_S))
             served.warm_up()
+        for dense in self.dense.values():
+            dense.warm_up()
 
     def index(self, name: str) -> ServedIndex:
-        """The index of that name, or that an alias of the name stands for; 404 if there is none."""
-        found = self.indexes.get(self.aliases.get(name, name))
-        if found is None:
-            raise ApiError(404, "index_not_found", f"there is no index {name!r} on this server", "name")
+        """The index of that name, or that an alias of the name stands for; 404 if there is none, 409 if it is dense."""
+        found = self.searched(name)
+        if not isinstance(found, ServedIndex):
+            raise ApiError(
+                409, "index_is_dense", f"{name} is a dense index, which can only be searched", "name"
+            )
         return found
+
+    def searched(self, name: str, param: str = "name") -> Searched:
+        """The index of that name, dense or not, or that an alias of the name stands for; 404 naming `param` if none."""
+        meant = self.aliases.get(name, name)
+        found = self.indexes.get(meant) or self.dense.get(meant)
+        if found is None:
+            raise ApiError(404, "index_not_found", f"there is no index {name!r} on this server", param)
+        return found
+
+    def all(self) -> list[Searched]:
+        """Every index, by name."""
+        return sorted([*self.indexes.values(), *self.dense.values()], key=lambda served: served.name)
 
     def encoder(self, model: str) -> ServedEncoder:
         """The encoder of the index of that name, or the only encoder of that name; 404 if there is none.

@@ -21,12 +21,17 @@ class Deadline:
 
     A thread cannot be stopped from outside, so the work asks between two queries and between two hits.
 
+    Args:
+        timeout_s: from now.
+        is_asked: whether the request itself asked for that; else it is what the server gives one.
+
     Attributes:
         stages: seconds of the work so far, by stage.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, is_asked: bool = False) -> None:
         self.timeout_s = timeout_s
+        self._is_asked = is_asked
         self._ends = time.monotonic() + timeout_s
         self._is_stopped = False
         self.stages: dict[str, float] = {}
@@ -62,6 +67,9 @@ class Deadline:
             raise self.over()
 
     def over(self) -> ApiError:
+        if self._is_asked:
+            message = f"the request took more than its timeout_ms of {self.timeout_s * 1e3:g}"
+            return ApiError(504, "timeout", message, "timeout_ms")
         return ApiError(
             504,
             "timeout",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from runtime.activations import SparseActivations
 from serving.deadline import Deadline
@@ -72,16 +72,19 @@ class ServedEncoder:
             return [self.encoder.unknown_terms(text) for text in texts]
 
     def apart(
-        self, encode: Callable[[], Encoded], finish: Callable[[Encoded], bytes]
-    ) -> bytes | EncodingTurn[Encoded]:
+        self, encode: Callable[[], Encoded], finish: Callable[[Encoded], bytes | EncodingTurn[Any]]
+    ) -> bytes | EncodingTurn[Any]:
         """``finish(encode())``, now if threads may share the encoder, else when it is the request's turn."""
         return finish(encode()) if self.turn is None else EncodingTurn(self.turn, encode, finish)
 
 
 @dataclass(frozen=True)
 class EncodingTurn(Generic[Encoded]):
-    """Work in two parts, of which only the first needs the encoder: searching is for many threads at once."""
+    """Work in two parts, of which only the first needs the encoder: searching is for many threads at once.
+
+    What remains after the second may be such work again, at another encoder.
+    """
 
     turn: asyncio.Lock
     encode: Callable[[], Encoded]
-    finish: Callable[[Encoded], bytes]
+    finish: Callable[[Encoded], bytes | EncodingTurn[Any]]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from serving.asgi import Header, Request, Response
-from serving.catalogue import Catalogue, ServedIndex
+from serving.asked_timeout import asked_timeout_s
+from serving.catalogue import Catalogue, Searched, ServedIndex
 from serving.configuration import ServerConfiguration
 from serving.deadline import Deadline
 from serving.encoding import EncodingTurn
@@ -33,7 +36,7 @@ index is at a later version."""
 class AwaitsVersion:
     """Work on an index that goes on when it is at a version or a later one."""
 
-    served: ServedIndex
+    served: Searched
     version: int
     go_on: Callable[[], bytes | EncodingTurn[Any]]
 
@@ -119,11 +122,14 @@ class ServerState:
         finally:
             self._writes_in_hand -= 1
 
-    async def respond(self, request: Request, work: Work) -> Response:
+    async def respond(self, request: Request, work: Work, *, takes_timeout: bool = False) -> Response:
         """Read a request's body and work on it in a thread: the event loop stays free for other requests.
 
         The answer says in ms how long it waited for threads and how long it worked. When the client goes away
         or the time is over, the thread is told to stop.
+
+        Args:
+            takes_timeout: whether the body may ask for less time than the server gives a request.
 
         Raises:
             ApiError: 408, 413 or 415 for the body, 429 if as many requests are in hand as the server takes, 504
@@ -132,20 +138,21 @@ class ServerState:
         limits = self.configuration.limits
         with self.admitted():
             body = await request.json_body(limits.max_body_bytes, limits.body_timeout_s)
-            deadline = Deadline(limits.timeout_s)
+            asked_s = await asked_timeout_s(body) if takes_timeout else math.inf
+            deadline = Deadline(min(asked_s, limits.timeout_s), is_asked=asked_s < limits.timeout_s)
             asked = time.perf_counter()
             worked: list[float] = []
             try:
-                async with asyncio.timeout(limits.timeout_s):
+                async with asyncio.timeout(deadline.timeout_s):
                     answer = await self._in_thread(worked, lambda: work(body, deadline), deadline)
                     if isinstance(answer, AwaitsVersion):
                         await self._reach(answer, deadline)
                         answer = await self._in_thread(worked, answer.go_on, deadline)
-                    if isinstance(answer, EncodingTurn):
+                    while isinstance(answer, EncodingTurn):
                         rest = answer
                         async with rest.turn:
                             encoded = await self._in_thread(worked, rest.encode, deadline)
-                        answer = await self._in_thread(worked, lambda: rest.finish(encoded), deadline)
+                        answer = await self._in_thread(worked, partial(rest.finish, encoded), deadline)
             except TimeoutError:
                 raise deadline.over() from None
             finally:
@@ -168,8 +175,8 @@ class ServerState:
         Raises:
             ApiError: 409 if this server never writes to it, 504 if the time is over.
         """
-        version = awaited.served.index.generation
-        if not awaited.served.is_writable:
+        version = awaited.served.version
+        if not isinstance(awaited.served, ServedIndex) or not awaited.served.is_writable:
             raise ApiError(
                 409,
                 "version_not_reached",

@@ -14,6 +14,7 @@ from retrieval.index.manifest import MANIFEST_FILE
 from runtime.errors import LexpertError
 from serving.catalogue import Catalogue, ServedIndex
 from serving.configuration import ServerConfiguration
+from serving.dense import ServedDense, is_dense
 from serving.indexes.data_folder import DataFolder
 
 logger = logging.getLogger("serving")
@@ -28,11 +29,13 @@ class Readers:
     """Keeps a catalogue up to date with what is on the disk.
 
     A commit replaces the manifest of an index; then its reader is opened anew, searched once, and exchanged. A search
-    goes on with the catalogue that it began with, and a reader is closed when the last of them lets go of it.
+    goes on with the catalogue that it began with, and a reader is closed when the last of them lets go of it. Dense
+    indexes never change, and are opened once.
     """
 
     def __init__(self, configuration: ServerConfiguration) -> None:
-        self._given = dict(configuration.indexes)
+        self._dense = {name: path for name, path in configuration.indexes.items() if is_dense(path)}
+        self._given = {n: path for n, path in configuration.indexes.items() if n not in self._dense}
         self._writable = configuration.writable
         self._data = DataFolder(configuration.data.absolute()) if configuration.data is not None else None
         self._looking = threading.Lock()
@@ -52,6 +55,8 @@ class Readers:
             NotFoundError, FormatError: an index of the configuration is missing or damaged.
         """
         try:
+            dense = {name: ServedDense.open(name, folder) for name, folder in self._dense.items()}
+            self.catalogue = Catalogue({}, dense=dense)
             self.look(is_first=True)
             self.catalogue.warm_up()
         except BaseException:
@@ -85,7 +90,7 @@ class Readers:
                     indexes[name] = served
             aliases = self._aliases(before)
             if indexes != before.indexes or aliases != before.aliases:
-                self.catalogue = Catalogue(indexes, aliases)
+                self.catalogue = Catalogue(indexes, aliases, before.dense)
             for name in self._seen.keys() - folders.keys():
                 del self._seen[name]
             catalogue = self.catalogue
@@ -140,7 +145,8 @@ class Readers:
     def _folders(self) -> dict[str, Path]:
         folders = dict(self._given)
         if self._data is not None:
-            folders = {name: self._data.index(name) for name in self._data.names()} | folders
+            names = (name for name in self._data.names() if name not in self._dense)
+            folders = {name: self._data.index(name) for name in names} | folders
         return folders
 
     def _aliases(self, before: Catalogue) -> dict[str, str]:

@@ -23,7 +23,7 @@ async def ready(state: ServerState, request: Request) -> Response:
     catalogue = state.catalogue
     if state.configuration.keys:
         return Response.json({"status": "ready"})
-    versions = {name: served.index.generation for name, served in catalogue.indexes.items()}
+    versions = {served.name: served.version for served in catalogue.all()}
     return Response.json({"status": "ready", "indexes": versions})
 
 

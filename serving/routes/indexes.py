@@ -31,13 +31,12 @@ class AliasChanges(BaseModel):
 
 async def list_indexes(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
-    indexes = state.catalogue.indexes
-    return Response.json({"indexes": [indexes[name].describe() for name in sorted(indexes)]})
+    return Response.json({"indexes": [served.describe() for served in state.catalogue.all()]})
 
 
 async def describe_index(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
-    return Response.json(state.catalogue.index(request.path_parameters["name"]).describe())
+    return Response.json(state.catalogue.searched(request.path_parameters["name"]).describe())
 
 
 async def create_index(state: ServerState, request: Request) -> Response:

@@ -48,7 +48,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ({"query": "a", "k": 2.5}, "k"),
         ({"query": "a", "k": True}, "k"),
         ({"query": "a", "top_k": 5}, "top_k"),
-        ({"query": "a", "mode": "exact"}, "mode"),
+        ({"query": "a", "mode": "fast"}, "mode"),
         ({"query": "a", "with": "text"}, "with"),
         ({"query": "a", "with": ["text", "blob"]}, "with.1"),
         ({"query": "a", "filter": []}, "filter"),
