@@ -74,6 +74,8 @@ def print_concurrency(found: Concurrency, console: Console) -> None:
         "clients",
         "tokens/s",
         "×",
+        "a processor second",
+        "×",
         "between tokens ms",
         "99 %",
         "of the median",

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
+import re
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from evals.moe_bench.cli import bench_generate_concurrent, bench_moe_generate
@@ -77,3 +80,28 @@ def test_many_clients_are_timed_beside_one() -> None:
 def test_a_client_alone_is_no_crowd() -> None:
     done = CliRunner().invoke(concurrent, ["--clients", "1"])
     assert isinstance(done.exception, UsageError)
+
+
+def test_each_number_of_a_client_stands_under_its_heading() -> None:
+    pytest.importorskip("torch")
+    from evals.moe_bench.concurrent import Clients, Concurrency, Load
+    from evals.moe_bench.generation import Shape
+    from evals.moe_bench.generation_report import print_concurrency
+
+    clients = {
+        1: Clients(tokens=60, seconds=3, cpu_s=2, between_s=[0.01, 0.01, 0.04], first_s=[0.025]),
+        3: Clients(tokens=180, seconds=3, cpu_s=4, between_s=[0.02, 0.02, 0.03], first_s=[0.075]),
+    }
+    found = Concurrency(Shape(), Load(), 64, "float32", 1, rounds=2, clients=clients, others=None)
+    written = io.StringIO()
+    print_concurrency(found, Console(file=written, width=200))
+    lines = [line.strip() for line in written.getvalue().splitlines()]
+    table = [re.split(r"  +", line) for line in lines if "  " in line]
+    assert table == [
+        [
+            *("clients", "tokens/s", "×", "a processor second", "×", "between tokens ms", "99 %"),
+            *("of the median", "first token ms"),
+        ],
+        ["1", "20.0", "1.00", "30.0", "1.00", "10.0", "40.0", "4.00", "25"],
+        ["3", "60.0", "3.00", "45.0", "1.50", "20.0", "30.0", "1.50", "75"],
+    ]
