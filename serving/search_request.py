@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from retrieval.search.fusion import FusionMethod
 from serving.configuration import Limits
 from serving.errors import ApiError, from_validation
 
@@ -32,7 +33,7 @@ class FuseRequest(BaseModel):
 
     Attributes:
         others: their names.
-        method: one of `retrieval.search.fusion.METHODS`.
+        method: see `retrieval.search.fusion.fuse`.
         weights: of the index of the URL, then of the others.
         depth: hits of each index that are fused.
     """
@@ -42,7 +43,7 @@ class FuseRequest(BaseModel):
     others: Annotated[list[str], BeforeValidator(one_or_more)] = Field(
         alias="with", min_length=1, max_length=7
     )
-    method: Literal["rrf", "min_max"] = "rrf"
+    method: FusionMethod = "rrf"
     weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
     depth: int | None = Field(default=None, ge=1)
 

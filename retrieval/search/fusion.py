@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from runtime.errors import UsageError
 
 FusionMethod = Literal["rrf", "min_max"]
-METHODS: tuple[FusionMethod, ...] = ("rrf", "min_max")
+METHODS: tuple[FusionMethod, ...] = get_args(FusionMethod)
 
 RANK_CONSTANT = 60
 """The constant of Cormack et al. (2009): a first place is worth 1/61, a second 1/62."""
