@@ -244,13 +244,14 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not file.is_file():
         raise NotFoundError(f"{path} holds no dense index ({MANIFEST}); make one with: lexpert index dense")
+    content = file.read_bytes()
     try:
-        described = _Versioned.model_validate_json(file.read_bytes())
+        described = _Versioned.model_validate_json(content)
         if described.version != VERSION:
             raise FormatError(
                 f"{file} has version {described.version}, but this lexpert reads version {VERSION}; build it again"
             )
-        return Manifest.model_validate_json(file.read_bytes())
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         raise FormatError(f"{file} is damaged ({error.errors()[0]['msg']}); build it again") from None
 
