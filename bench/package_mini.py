@@ -19,8 +19,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from evals.report import RUN_FILE, Report, load_report
 from retrieval.encoders.catalogue import ENCODER_FILE, PACKAGED
 from retrieval.encoders.encoder import SparseEncoder
