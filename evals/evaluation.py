@@ -123,8 +123,13 @@ def evaluate(
         origin=origin,
         per_query=per_query,
     )
+    return save_evaluation(report, run, folder, plot)
+
+
+def save_evaluation(report: Report, run: Run, folder: Path, plot: bool) -> Evaluation:
+    """Write report.json, per_query.tsv, run.trec and, with `plot`, plot.png to `folder`, over what is there."""
     report.save(folder)
-    write_run(run, folder / RUN_FILE, tag=label)
+    write_run(run, folder / RUN_FILE, tag=report.encoder)
     if plot:
         from evals.plots import plot_report
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evals.collections.collection import Collection
-from evals.evaluation import Evaluation, measure_run
+from evals.evaluation import Evaluation, measure_run, save_evaluation
 from evals.metrics import mean
-from evals.report import PLOT_FILE, RUN_FILE, Report, load_report
-from retrieval.interop.trec_run import Run, read_run, write_run
+from evals.report import RUN_FILE, Report, load_report
+from retrieval.interop.trec_run import Run, read_run
 from retrieval.search.fusion import FusionMethod, fuse
 from runtime.errors import NotFoundError, UsageError
 
@@ -52,11 +52,10 @@ def fuse_reports(
         query: fuse([one.get(query, []) for one in runs], k, method, weights) for query in collection.queries
     }
     per_query = measure_run(run, collection.qrels, relevance_level=collection.relevance_level)
-    label = "+".join(report.encoder for report in reports)
     report = Report(
         collection=collection.name,
         split=collection.split,
-        encoder=label,
+        encoder="+".join(report.encoder for report in reports),
         metrics=mean(per_query),
         queries=len(collection.queries),
         unanswered=sum(not ranking for ranking in run.values()),
@@ -65,10 +64,4 @@ def fuse_reports(
         k=k,
         per_query=per_query,
     )
-    report.save(out)
-    write_run(run, out / RUN_FILE, tag=label)
-    if plot:
-        from evals.plots import plot_report
-
-        plot_report(report, out / PLOT_FILE)
-    return Evaluation(report, run, out)
+    return save_evaluation(report, run, out, plot)
