@@ -73,7 +73,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             try:
                 _empty(partial)
                 yield partial
-                for path in (*partial.iterdir(), partial):
+                for path in (*partial.rglob("*"), partial):
                     _make_durable(path)
                 require_new(out)
                 partial.rename(out)

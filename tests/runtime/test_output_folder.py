@@ -55,3 +55,20 @@ def test_what_others_left_there_stays(tmp_path: Path) -> None:
     with pytest.raises(ConflictError, match="is in the way"):
         write(tmp_path / "out", "new")
     assert (tmp_path / "out.partial" / "theirs").exists()
+
+
+def test_files_are_durable_however_deep_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    durable: set[int] = set()
+    make_durable = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        make_durable(descriptor)
+        durable.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "one" / "two").mkdir(parents=True)
+        (folder / "one" / "two" / "three").write_text("deep")
+    written = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert len(written) == 4
+    assert {path.stat().st_ino for path in written} <= durable
