@@ -15,7 +15,6 @@ import hashlib
 import json
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ from evals.report import RUN_FILE, Report, load_report
 from retrieval.encoders.catalogue import ENCODER_FILE, PACKAGED
 from retrieval.encoders.encoder import SparseEncoder
 from retrieval.training.recipe import load_recipe
-from runtime.errors import ConflictError, LexpertError, NotFoundError, UsageError
+from runtime.errors import LexpertError, NotFoundError, UsageError
+from runtime.folder_bytes import folder_bytes
+from runtime.output_folder import new_folder, require_new
 
 NAME = "lexpert-mini"
 MOST_BYTES = 24_000_000
@@ -55,8 +56,7 @@ def main() -> None:
 
 def package(encoder: Path, training: Path, scores: dict[str, Path], out: Path) -> int:
     """Write the folder; returns its bytes. `scores` are folders of reports by system, the encoder's own first."""
-    if out.exists():
-        raise ConflictError(f"{out} exists already; remove it first")
+    require_new(out)
     fingerprint = SparseEncoder.load(encoder).fingerprint
     systems = {system: reports_in(folder) for system, folder in scores.items()}
     for report in systems[NAME].values():
@@ -65,8 +65,7 @@ def package(encoder: Path, training: Path, scores: dict[str, Path], out: Path) -
                 f"the report on {report.collection} in {scores[NAME]} is of another encoder than {encoder}"
             )
     described = scores_of(systems, scores, fingerprint)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with new_folder(out) as partial:
         shutil.copytree(encoder, partial, dirs_exist_ok=True)
         own = json.loads((partial / ENCODER_FILE).read_text("utf-8"))
         write_json(partial / ENCODER_FILE, {**own, "fingerprint": fingerprint})
@@ -75,14 +74,9 @@ def package(encoder: Path, training: Path, scores: dict[str, Path], out: Path) -
         (partial / "README.md").write_text(card(described, training), "utf-8")
         if SparseEncoder.load(partial).fingerprint != fingerprint:
             raise UsageError(f"{encoder} has changed while it was copied")
-        size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+        size = folder_bytes(partial)
         if size > MOST_BYTES:
             raise UsageError(f"the folder would take {size:,} bytes, but {MOST_BYTES:,} are the most")
-        partial.chmod(0o755)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return size
 
 

@@ -19,6 +19,7 @@ from evals.metrics import mean, measure, require_ir_measures
 from evals.report import PLOT_FILE, REPORT_FILE, RUN_FILE, Report, require_folder
 from retrieval.interop.trec_run import Run, write_run
 from runtime.errors import InputError, UsageError
+from runtime.folder_bytes import folder_bytes
 from runtime.progress import progress
 
 if TYPE_CHECKING:
@@ -271,11 +272,6 @@ def _dense_folder(encoder: SparseEncoder | str | Path) -> Path | None:
     """The folder of a dense encoder that was asked for as ``dense=FOLDER``; None for a sparse one."""
     asked = encoder if isinstance(encoder, str) else ""
     return Path(asked.removeprefix(DENSE)) if asked.startswith(DENSE) else None
-
-
-def folder_bytes(folder: Path) -> int:
-    """Size of all files under a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _report_folder(name: str, origin: str) -> Path:

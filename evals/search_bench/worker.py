@@ -21,6 +21,7 @@ from evals.search_bench.csr_file import map_csr_file
 from evals.search_bench.engines.catalogue import load_engine
 from evals.search_bench.truth import Truth, load_truth
 from runtime.errors import LexpertError
+from runtime.folder_bytes import folder_bytes
 
 WARM_UP = 20
 """Queries before each round that are not counted: the caches hold what another process left there."""
@@ -46,8 +47,7 @@ class Worker:
             seconds = self._engine.build(vectors, path, options, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        return {"build_s": seconds, "bytes": size}
+        return {"build_s": seconds, "bytes": folder_bytes(path)}
 
     def open(
         self, folder: str, options: dict[str, Any], queries: str, k: int, setting: dict[str, Any]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,9 @@ from retrieval.encoders import sentence_transformers_folder as st_folder
 from retrieval.encoders.encoder import SparseEncoder
 from retrieval.encoders.fingerprint import tokenizer_files
 from retrieval.encoders.sentence_transformers_folder import TableRoute, read_object
-from runtime.errors import ConflictError, NotFoundError, UsageError
+from runtime.errors import NotFoundError, UsageError
+from runtime.folder_bytes import folder_bytes
+from runtime.output_folder import new_folder, require_new
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def shrink(
         max_length: most tokens of a text that a model reads; None keeps what the folder says.
 
     Raises:
-        ConflictError: `out` exists.
+        ConflictError: `out` exists, or another process is writing it.
         UsageError: a weight does not fit 8 bits, or layers cannot be left out.
         FormatError, NotFoundError: `folder` holds no such encoder.
     """
@@ -70,17 +70,14 @@ def shrink(
 
     from retrieval.encoders.eight_bit_weights import save_eight_bit
 
-    if out.exists():
-        raise ConflictError(f"{out} exists already; give the name of a new folder")
+    require_new(out)
     if not folder.is_dir():
         raise NotFoundError(f"there is no encoder folder {folder}")
     options = {"max_active_dims": max_active_dims, "max_length": max_length}
     options = {name: value for name, value in options.items() if value is not None}
     encoder = SparseEncoder.load(folder, **options)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     kept: list[int] = []
-    try:
+    with new_folder(out) as partial:
         encoder.save(partial)
         for weights in sorted(partial.rglob("model.safetensors")):
             config = read_object(weights.parent / "config.json")
@@ -98,12 +95,7 @@ def shrink(
         _share_tokenizer(partial)
         for tokenizer in partial.rglob("tokenizer.json"):
             _compact(tokenizer)
-        partial.chmod(0o755)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return Shrunk(_folder_bytes(folder), _folder_bytes(out), kept)
+    return Shrunk(folder_bytes(folder), folder_bytes(out), kept)
 
 
 def layer_count(config: Mapping[str, Any], folder: Path) -> int:
@@ -184,7 +176,3 @@ def _share_tokenizer(folder: Path) -> None:
 def _compact(path: Path) -> None:
     text = json.dumps(json.loads(path.read_text("utf-8")), ensure_ascii=False, separators=(",", ":"))
     path.write_text(text + "\n", "utf-8")
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
