@@ -28,6 +28,9 @@ TYPES = {
     504: "timeout_error",
 }
 
+RETRY = ((b"retry-after", b"1"),)
+"""Headers of an answer to what may be asked again in a second."""
+
 
 class ApiError(Exception):
     """A request that is answered with an error.

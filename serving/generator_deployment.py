@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import LexpertError
-from serving.errors import ApiError
+from serving.errors import RETRY, ApiError
 from serving.generation import LocalGenerator, Stream
 from serving.log import log_to_file
 from serving.ray_environment import keep_replica_on_loopback
@@ -143,7 +143,7 @@ class RemoteStream:
                 503,
                 "not_ready",
                 "the process of the model has ended and is being started again; try again shortly",
-                headers=[(b"retry-after", b"1")],
+                headers=RETRY,
             ) from error
         if isinstance(answer, Exception):
             raise answer

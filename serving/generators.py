@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from runtime.errors import NotFoundError
-from serving.errors import ApiError
+from serving.errors import RETRY, ApiError
 from serving.generation import Generator, LocalGenerator
 
 
@@ -68,7 +68,7 @@ class Generators(Mapping[str, Generator]):
                 503,
                 "not_ready",
                 "the server is loading its models, or stopping; try again shortly",
-                headers=[(b"retry-after", b"1")],
+                headers=RETRY,
             )
         return self._opened[name]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from serving.asgi import Application, Header, Message, Receive, Scope, Send
-from serving.errors import error_body
+from serving.errors import RETRY, error_body
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
@@ -78,7 +78,7 @@ class _Answer:
         body = error_body(status, code, text, request_id=self._request_id.decode())
         kept = [(name, value) for name, value in headers if name.lower() == b"retry-after"]
         if status in (429, 503) and not kept:
-            kept = [(b"retry-after", b"1")]
+            kept = [*RETRY]
         await self._send(
             {
                 "type": "http.response.start",

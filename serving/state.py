@@ -18,7 +18,7 @@ from serving.catalogue import Catalogue, Searched, ServedIndex
 from serving.configuration import ServerConfiguration
 from serving.deadline import Deadline
 from serving.encoding import EncodingTurn
-from serving.errors import ApiError
+from serving.errors import RETRY, ApiError
 from serving.generators import Generators
 from serving.indexes.readers import Readers, reaches
 from serving.indexes.writers import Writers
@@ -79,7 +79,7 @@ class ServerState:
                 503,
                 "not_ready",
                 "the server is opening its indexes, or stopping; try again shortly",
-                headers=[(b"retry-after", b"1")],
+                headers=RETRY,
             )
         return self._readers.catalogue
 
@@ -223,7 +223,7 @@ def overloaded() -> ApiError:
         429,
         "overloaded",
         "the server has as many requests waiting as it takes; try again later",
-        headers=[(b"retry-after", b"1")],
+        headers=RETRY,
     )
 
 

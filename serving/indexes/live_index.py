@@ -25,7 +25,7 @@ from retrieval.index.writer import IndexWriter
 from runtime.activations import SparseActivations
 from runtime.errors import InputError, LexpertError, UsageError
 from serving.configuration import CommitPolicy
-from serving.errors import ApiError
+from serving.errors import RETRY, ApiError
 from serving.indexes.known_answers import KnownAnswer, KnownAnswers
 from serving.indexes.write_log import Write, WriteLog, clear_log, read_log
 
@@ -43,8 +43,6 @@ MERGE_LOOK_S = 0.2
 
 ENOUGH_DOCUMENTS = 100_000
 """BM25 that learned from so many documents is left as it is: twice as many would change little, and take long."""
-
-RETRY = ((b"retry-after", b"1"),)
 
 Operation = dict[str, Any]
 """``{"put": [documents]}``, ``{"delete": [ids]}`` or ``{"delete_matching": filter}``, and ``"known"`` where the request

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.configuration import ServerConfiguration
-from serving.errors import ApiError
+from serving.errors import RETRY, ApiError
 from serving.indexes.known_answers import KnownAnswer
 from serving.indexes.live_index import Operation
 from serving.indexes.writers import NewIndex, Writers
@@ -95,7 +95,7 @@ class RemoteWriting:
                 "not_ready",
                 "the process that writes has ended and is being started again; try again shortly, with the same "
                 "Idempotency-Key if there was one",
-                headers=[(b"retry-after", b"1")],
+                headers=RETRY,
             ) from error
         if not is_done:
             raise ApiError(*result)

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from runtime.errors import LexpertError
-from serving.errors import ApiError
+from serving.errors import RETRY, ApiError
 from serving.indexes.known_answers import KnownAnswer
-from serving.indexes.live_index import RETRY, LiveIndex, Operation, not_writable
+from serving.indexes.live_index import LiveIndex, Operation, not_writable
 from serving.indexes.write_log import LogClosedError, Write
 from serving.indexes.writers import NewIndex, Writers
 

@@ -19,7 +19,7 @@ from serving.asgi import Answer, Request, Response, Route
 from serving.completion_answers import Answers, ChatAnswers, TextAnswers
 from serving.configuration import Limits
 from serving.description import Description
-from serving.errors import ApiError, from_library, from_validation
+from serving.errors import RETRY, ApiError, from_library, from_validation
 from serving.generation import Stream, collect
 from serving.state import ServerState
 from serving.streaming import DONE, StreamingResponse, server_sent_event, unless_gone
@@ -275,9 +275,7 @@ async def generate(
     except BaseException as error:
         cancel(streams)
         if isinstance(error.__cause__, QueueFullError):
-            raise ApiError(
-                429, "overloaded", str(error.__cause__), headers=[(b"retry-after", b"1")]
-            ) from error
+            raise ApiError(429, "overloaded", str(error.__cause__), headers=RETRY) from error
         raise
     made = answers(generator, parsed, uuid4().hex, int(time.time()))
     if parsed.stream:
