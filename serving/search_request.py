@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
 
 from retrieval.search.fusion import FusionMethod
 from serving.configuration import Limits
 from serving.errors import ApiError, from_validation
+from serving.one_or_more import one_or_more
 
 Vector = dict[str, Any]
 
@@ -19,13 +19,6 @@ USUAL_DEPTH = 100
 """Hits of each index that are fused, if the request does not say how many."""
 
 Effort = Annotated[float, Field(gt=0, le=1)]
-
-
-def one_or_more(names: Any) -> list[Any]:
-    """A single name as a list of one. Said by hand: a union would name its members in messages."""
-    if not isinstance(names, str | list):
-        raise PydanticCustomError("name_type", "input should be a name or a list of names")
-    return [names] if isinstance(names, str) else names
 
 
 class FuseRequest(BaseModel):
@@ -40,8 +33,8 @@ class FuseRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    others: Annotated[list[str], BeforeValidator(one_or_more)] = Field(
-        alias="with", min_length=1, max_length=7
+    others: Annotated[list[str], BeforeValidator(one_or_more, json_schema_input_type=str | list[str])] = (
+        Field(alias="with", min_length=1, max_length=7)
     )
     method: FusionMethod = "rrf"
     weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None

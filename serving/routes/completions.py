@@ -21,6 +21,7 @@ from serving.configuration import Limits
 from serving.description import Description
 from serving.errors import RETRY, ApiError, from_library, from_validation
 from serving.generation import Stream, collect
+from serving.one_or_more import one_or_more
 from serving.state import ServerState
 from serving.streaming import DONE, StreamingResponse, server_sent_event, unless_gone
 
@@ -35,13 +36,6 @@ EVENTS = "text/event-stream"
 MOST_STOPS = 16
 MOST_SEED = 2**32
 """Seeds are taken modulo this."""
-
-
-def one_or_more(texts: Any) -> Any:
-    """A single text as a list of one."""
-    if texts is not None and not isinstance(texts, str | list):
-        raise PydanticCustomError("text_type", "input should be a string or a list of strings")
-    return [texts] if isinstance(texts, str) else texts
 
 
 def prompts(value: Any) -> list[Any]:
@@ -77,10 +71,14 @@ class GenerationRequest(BaseModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     n: int = Field(default=1, ge=1)
     seed: int | None = None
-    stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None,
-        BeforeValidator(one_or_more, json_schema_input_type=str | list[str] | None),
-    ] = Field(default=None, max_length=MOST_STOPS)
+    stop: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1)]],
+            Field(max_length=MOST_STOPS),
+            BeforeValidator(one_or_more, json_schema_input_type=str | list[str]),
+        ]
+        | None
+    ) = None
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
 
 from serving.answer_models import Encoding
 from serving.asgi import Request, Response, Route
@@ -18,17 +17,11 @@ from serving.deadline import Deadline
 from serving.description import Description
 from serving.encoding import EncodingTurn, ServedEncoder
 from serving.errors import ApiError, from_validation
+from serving.one_or_more import one_or_more
 from serving.state import ServerState
 
 if TYPE_CHECKING:
     from runtime.activations import SparseActivations
-
-
-def one_or_more(texts: Any) -> list[Any]:
-    """A single text as a list of one. Said by hand: a union would name its members in messages."""
-    if not isinstance(texts, str | list):
-        raise PydanticCustomError("text_type", "input should be a string or a list of strings")
-    return [texts] if isinstance(texts, str) else texts
 
 
 class EncodeRequest(BaseModel):
