@@ -59,9 +59,11 @@ class ServerState:
         self.configuration = configuration
         self.metrics = Metrics()
         self._readers: Readers | None = None
-        self._writers = Writers(configuration)
-        self._writes_here = writing is None
-        self.writing: Writing = LocalWriting(self._writers) if writing is None else writing
+        self._writers: Writers | None = None
+        if writing is None:
+            self._writers = Writers(configuration)
+            writing = LocalWriting(self._writers)
+        self.writing: Writing = writing
         self.generators = Generators(configuration.models) if generators is None else generators
         self._threads = ThreadPoolExecutor(configuration.threads, thread_name_prefix="serving")
         self._in_hand = self._writes_in_hand = 0
@@ -86,14 +88,14 @@ class ServerState:
     def open(self) -> None:
         """Open the indexes, load their encoders and warm the kernels up (blocking)."""
         readers = Readers(self.configuration)
-        if self._writes_here:
+        if self._writers is not None:
             self._writers.open()
         try:
             readers.open()
             self.generators.open()
         except BaseException:
             readers.close()
-            self._writers.close()
+            self._close_writers()
             raise
         self._readers = readers
 
@@ -102,9 +104,13 @@ class ServerState:
         readers, self._readers = self._readers, None
         self.generators.close()
         self._threads.shutdown()
-        self._writers.close()
+        self._close_writers()
         if readers is not None:
             readers.close()
+
+    def _close_writers(self) -> None:
+        if self._writers is not None:
+            self._writers.close()
 
     async def see(self, has_come: Callable[[Catalogue], bool], timeout_s: float) -> bool:
         """Wait until the open indexes fulfil a condition; whether they did in time."""
