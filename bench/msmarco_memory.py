@@ -142,12 +142,13 @@ from evals.collections.msmarco import load_msmarco
 from evals.evaluation import evaluate, index_path
 from retrieval import SparseEncoder
 from retrieval.index.build import build_index
+from retrieval.index.manifest import VERSION
 
 step, folder, out, memory, workers = sys.argv[1:]
 collection, memory, workers = load_msmarco(Path(folder)), int(memory) << 20, int(workers) or None
 encoder = SparseEncoder.load("bm25")
 if step == "build":
-    path = index_path(Path(out) / "indexes", collection, "bm25", encoder.fingerprint)
+    path = index_path(Path(out) / "indexes", collection, "bm25", encoder.fingerprint, VERSION)
     build_index(path, encoder, collection.corpus, memory=memory, workers=workers)
 else:
     report = evaluate(collection, encoder, out=Path(out), memory=memory, workers=workers, plot=False).report

@@ -58,8 +58,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate an encoder on a collection and save report.json, per_query.tsv, run.trec and plot.png.
 
-    The index is built at ``INDEXES/COLLECTION-ENCODER-FINGERPRINTS`` and reused by every later evaluation
-    with the same encoder and the same documents, whatever the split.
+    The index is built at `index_path` and reused by every later evaluation with the same encoder and the same
+    documents, whatever the split.
 
     Args:
         encoder: an encoder, what `SparseEncoder.load` takes, or ``dense=FOLDER`` for a dense one, whose vectors are
@@ -160,10 +160,10 @@ def _index_sparse(
 ) -> _Indexed:
     from retrieval import SparseEncoder, SparseIndex
     from retrieval.index.build import build_index
-    from retrieval.index.manifest import read_manifest
+    from retrieval.index.manifest import VERSION, read_manifest
 
     loaded = encoder if isinstance(encoder, SparseEncoder) else SparseEncoder.load(encoder)
-    path = index_path(under, collection, label, loaded.fingerprint)
+    path = index_path(under, collection, label, loaded.fingerprint, VERSION)
     started = time.perf_counter()
     built = build_index(path, loaded, collection.corpus, memory=memory, workers=workers)
     seconds = time.perf_counter() - started
@@ -176,10 +176,10 @@ def _index_sparse(
 
 def _index_dense(collection: Collection, folder: Path, label: str, under: Path) -> _Indexed:
     from retrieval.encoders.dense import DenseEncoder
-    from retrieval.index.dense_index import DenseIndex, build_dense_index
+    from retrieval.index.dense_index import VERSION, DenseIndex, build_dense_index
 
     encoder = DenseEncoder.load(folder)
-    path = index_path(under, collection, label, encoder.fingerprint)
+    path = index_path(under, collection, label, encoder.fingerprint, VERSION)
     built = build_dense_index(path, encoder, collection.corpus)
     index = DenseIndex.open(path, encoder=encoder)
     return _Indexed(
@@ -187,11 +187,17 @@ def _index_dense(collection: Collection, folder: Path, label: str, under: Path) 
     )
 
 
-def index_path(indexes: Path, collection: Collection, label: str, fingerprint: str) -> Path:
-    """Where `evaluate` keeps the index of a collection: ``INDEXES/COLLECTION-ENCODER-FINGERPRINTS``."""
-    # Both fingerprints are in the name, so that another encoder of the same name gets an index of its own.
+def index_path(indexes: Path, collection: Collection, label: str, fingerprint: str, version: int) -> Path:
+    """Where `evaluate` keeps the index of a collection: ``INDEXES/COLLECTION-ENCODER-FINGERPRINTS-vVERSION``.
+
+    Args:
+        label, fingerprint: of the encoder.
+        version: of the index's format.
+    """
+    # Fingerprints and version are in the name, so that another encoder of the same name, and another lexpert, get an
+    # index of their own.
     checksum = collection.corpus.checksum().rpartition(":")[2]
-    return indexes / _folder_name(collection.name, label, fingerprint[:8], checksum[:8])
+    return indexes / _folder_name(collection.name, label, fingerprint[:8], checksum[:8], f"v{version}")
 
 
 def origin_of(collection: Collection, encoder: SparseEncoder | str | Path) -> str:

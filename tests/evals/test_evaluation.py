@@ -17,6 +17,7 @@ from evals.evaluation import encoder_label, evaluate, measure_run, origin_of
 from evals.report import load_report
 from retrieval import SparseEncoder, SparseIndex
 from retrieval.documents import read_jsonl
+from retrieval.index.manifest import MANIFEST_FILE, VERSION
 from retrieval.interop.trec_run import read_run
 from runtime.errors import InputError, UsageError
 
@@ -90,6 +91,19 @@ def test_a_changed_corpus_or_encoder_gets_an_index_of_its_own(folder: Path, tmp_
         file.write(jsonl([{"_id": "more", "text": "one more cat"}]))
     paths.add(evaluate(load_beir(folder), "bm25", out=out, workers=1, plot=False).report.index["path"])
     assert len(paths) == 3
+
+
+def test_an_index_of_another_format_is_left_where_it_is(folder: Path, tmp_path: Path) -> None:
+    first = evaluate(load_beir(folder), "bm25", out=tmp_path / "out", workers=1, plot=False)
+    path = Path(first.report.index["path"])
+    assert path.name.endswith(f"-v{VERSION}")
+    other = path.with_name(path.name.removesuffix(f"-v{VERSION}") + f"-v{VERSION - 1}")
+    path.rename(other)
+    manifest = other / MANIFEST_FILE
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": VERSION - 1}))
+    again = evaluate(load_beir(folder), "bm25", out=tmp_path / "out", workers=1, plot=False)
+    assert again.report.index["action"] == "built"
+    assert sorted(path.parent.iterdir()) == [other, path]
 
 
 def test_self_matches_are_dropped_only_where_the_collection_says_so(folder: Path, tmp_path: Path) -> None:
