@@ -67,9 +67,8 @@ def prepare(folder: Path) -> PreparedDemo:
     documentation = PythonDocs()
     index = folder / "python-docs"
     fields = {"kind": "keyword", "module": "keyword"}
-    build = build_index(
-        index, Bm25Encoder(), documentation, fields=fields, overwrite=_is_stale(index, documentation)
-    )
+    # Whatever index is there and is not this one, or cannot be read, is of another Python or another lexpert.
+    build = build_index(index, Bm25Encoder(), documentation, fields=fields, overwrite=True)
     is_compared = catalogue.PACKAGED[LEARNED].is_dir()
     sample = documentation.known_items(every=SAMPLE if is_compared else 1)
     reports: list[Report] = []
@@ -86,16 +85,6 @@ def prepare(folder: Path) -> PreparedDemo:
     if len(reports) > 1:
         reports.append(fuse_reports(places, sample, folder / "known-items" / "fused", plot=False).report)
     return PreparedDemo(index, build, reports, left_out)
-
-
-def _is_stale(index: Path, documentation: PythonDocs) -> bool:
-    """Whether an index of another Python's documentation is there."""
-    from retrieval.index.manifest import MANIFEST_FILE, read_manifest
-
-    if not (index / MANIFEST_FILE).exists():
-        return False
-    source = read_manifest(index).source
-    return source is None or source.corpus != documentation.checksum()
 
 
 def show_preparation(prepared: PreparedDemo, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,9 +13,14 @@ from rich.console import Console
 from evals.collections.python_docs import PythonDocs
 from retrieval.encoders import catalogue
 from retrieval.encoders.bm25 import Bm25Encoder
+from retrieval.index.manifest import MANIFEST_FILE, VERSION
+from retrieval.index.sparse_index import SparseIndex
 from serving import demo
 
 pytest.importorskip("ir_measures")
+
+MODULE = "calendar.py"
+"""A name that the standard library has: files of others in its folder are passed over."""
 
 THINGS = ("apple", "river", "engine", "planet", "letter", "window")
 SOURCE = "\n".join(
@@ -25,9 +31,9 @@ SOURCE = "\n".join(
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A standard library of one module, every document of which is compared on."""
+    """A standard library with one module in Python beside the compiled ones, compared on as a whole."""
     (tmp_path / "library").mkdir()
-    (tmp_path / "library" / "things.py").write_text(SOURCE)
+    (tmp_path / "library" / MODULE).write_text(SOURCE)
     monkeypatch.setattr(demo, "PythonDocs", lambda: PythonDocs(tmp_path / "library"))
     monkeypatch.setattr(demo, "SAMPLE", 1)
     return tmp_path
@@ -75,3 +81,20 @@ def test_a_learned_encoder_that_cannot_be_loaded_is_left_out_with_a_reason(
     text = " ".join(shown(prepared).split())
     assert f"{demo.LEARNED}, a learned encoder, is left out: " in text
     assert "install lexpert again" in text
+
+
+def test_an_index_of_another_format_or_another_python_is_built_anew(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "PACKAGED", MappingProxyType({demo.LEARNED: library / "missing"}))
+    first = demo.prepare(library / "demo")
+    manifest = first.index / MANIFEST_FILE
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": VERSION - 1}))
+    assert demo.prepare(library / "demo").build.action == "built"
+    (library / "library" / MODULE).write_text(SOURCE.replace("apple", "quince"))
+    again = demo.prepare(library / "demo")
+    assert again.build.action == "built"
+    with SparseIndex.open(again.index) as index:
+        assert index.search(["quince"], k=1).ids == [["calendar.quince"]]
+        assert index.search(["apple"], k=1).ids == [[]]
+    assert demo.prepare(library / "demo").build.action == "reused"
