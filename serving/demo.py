@@ -90,13 +90,15 @@ def prepare(folder: Path) -> PreparedDemo:
 def show_preparation(prepared: PreparedDemo, console: Console) -> None:
     """Say what was built, and how well each encoder finds what it should."""
     first = prepared.reports[0]
+    is_sample = first.documents != prepared.build.documents
+    searched = f"a sample of {first.documents:,} of them" if is_sample else "all of them"
     console.print(
         f"[bold]{prepared.build.documents:,} documents[/]: every documented module, class, function and method of "
         f"this Python's standard library; index of BM25 impacts {prepared.build.action} in {prepared.index}",
         highlight=False,
     )
     console.print(
-        f"[bold]Known-item search[/] in {first.documents:,} of them: for {first.queries:,} docstrings the first "
+        f"[bold]Known-item search[/] in {searched}: for {first.queries:,} docstrings the first "
         "sentence is the query, and is left out of the document that should be found",
         highlight=False,
     )

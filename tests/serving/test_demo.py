@@ -58,6 +58,7 @@ def test_both_encoders_stand_in_one_table(library: Path, monkeypatch: pytest.Mon
     assert [float(value) for value in rows[0][1:4]] == [
         round(prepared.reports[0].metrics[name], 3) for name in ("nDCG@10", "MRR@10", "R@100")
     ]
+    assert "Known-item search in all of them: for" in lines[2]
     again = demo.prepare(library / "demo")
     assert [report.index.get("action") for report in again.reports] == ["reused", "reused", None]
 
@@ -69,6 +70,7 @@ def test_without_the_learned_encoder_bm25_stands_alone(
     prepared = demo.prepare(library / "demo")
     assert [report.encoder for report in prepared.reports] == ["bm25"]
     assert demo.LEARNED not in shown(prepared)
+    assert "Known-item search in all of them: for" in shown(prepared)
 
 
 def test_a_learned_encoder_that_cannot_be_loaded_is_left_out_with_a_reason(
@@ -98,3 +100,12 @@ def test_an_index_of_another_format_or_another_python_is_built_anew(
         assert index.search(["quince"], k=1).ids == [["calendar.quince"]]
         assert index.search(["apple"], k=1).ids == [[]]
     assert demo.prepare(library / "demo").build.action == "reused"
+
+
+def test_a_sample_is_called_one(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Bm25Encoder().fit(THINGS).save(library / "learned")
+    monkeypatch.setattr(catalogue, "PACKAGED", MappingProxyType({demo.LEARNED: library / "learned"}))
+    monkeypatch.setattr(demo, "SAMPLE", 2)
+    prepared = demo.prepare(library / "demo")
+    number = (prepared.build.documents + 1) // 2
+    assert f"Known-item search in a sample of {number} of them: for" in shown(prepared)
