@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from runtime.errors import UsageError
 
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from evals.moe_bench.generation import Shape
+
 TOKENS = "1,4,16,64,256,2048"
 EXPERTS = "8/2,64/8"
 DTYPES = ("float32", "bfloat16")
+
+Layers = Annotated[int, typer.Option(help="Of the model.")]
+Width = Annotated[int, typer.Option(help="Of hidden states, a multiple of 64.")]
+Inner = Annotated[int, typer.Option(help="Of one expert's hidden layer.")]
+Experts = Annotated[str, typer.Option(metavar="E/K", help="Experts, and how many a token goes to.")]
+Vocabulary = Annotated[int, typer.Option(help="Of the model.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16 or float32.", metavar="DTYPE")]
+Threads = Annotated[int | None, typer.Option(help="How many.  [default: one a core]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 
 
 def bench_moe(
@@ -23,9 +39,9 @@ def bench_moe(
     ] = EXPERTS,
     dtypes: Annotated[str, typer.Option(help="Of weights and hidden states.")] = ",".join(DTYPES),
     width: Annotated[int, typer.Option(help="Of hidden states.")] = 1024,
-    inner: Annotated[int, typer.Option(help="Of one expert's hidden layer.")] = 2048,
+    inner: Inner = 2048,
     rounds: Annotated[int, typer.Option(help="How often each execution runs, after a first time.")] = 9,
-    threads: Annotated[int | None, typer.Option(help="How many.  [default: one a core]")] = None,
+    threads: Threads = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -38,9 +54,7 @@ def bench_moe(
     max_tokens: Annotated[
         int, typer.Option(help="Tokens of --text, from its start; the time grows with them.")
     ] = 65_536,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw time by tokens.")] = None,
 ) -> None:
     """Layers of experts on our execution and on transformers' eager, batched_mm and grouped_mm, in turns.
@@ -65,12 +79,8 @@ def bench_moe(
     for name in chosen:
         if name not in DTYPES:
             raise UsageError(f"--dtypes has {name!r}; choose from {', '.join(DTYPES)}")
-    sizes = {"--width": width, "--inner": inner, "--rounds": rounds, "--threads": threads}
-    if max_tokens < 2:
-        raise UsageError(f"--max-tokens must be at least 2, got {max_tokens}")
-    for option, value in sizes.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{option} must be at least 1, got {value}")
+    _at_least(1, {"--width": width, "--inner": inner, "--rounds": rounds, "--threads": threads})
+    _at_least(2, {"--max-tokens": max_tokens})
 
     from evals.moe_bench.comparison import Case, compare_layers
     from evals.moe_bench.model_bits import measure_bits, print_bits
@@ -88,11 +98,9 @@ def bench_moe(
     if as_json:
         print(json.dumps({**found.to_json(), "perplexity": bits and bits.to_json()}))
         return
-    from rich.console import Console
-
     from evals.moe_bench.report import print_layers
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = _console()
     print_layers(found, console)
     if bits is not None:
         print_bits(bits, console)
@@ -104,18 +112,14 @@ def bench_moe_generate(
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 32,
     tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 32,
     rounds: Annotated[int, typer.Option(help="How often each runs, after a first time.")] = 5,
-    layers: Annotated[int, typer.Option(help="Of the model.")] = 9,
-    width: Annotated[int, typer.Option(help="Of hidden states, a multiple of 64.")] = 1024,
-    inner: Annotated[int, typer.Option(help="Of one expert's hidden layer.")] = 512,
-    experts: Annotated[
-        str, typer.Option(metavar="E/K", help="Experts, and how many a token goes to.")
-    ] = "64/8",
-    vocabulary: Annotated[int, typer.Option(help="Of the model.")] = 50304,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.", metavar="DTYPE")] = "bfloat16",
-    threads: Annotated[int | None, typer.Option(help="How many.  [default: one a core]")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")
-    ] = False,
+    layers: Layers = 9,
+    width: Width = 1024,
+    inner: Inner = 512,
+    experts: Experts = "64/8",
+    vocabulary: Vocabulary = 50304,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
     """A random model shaped as OLMoE generates: transformers as it comes, with our experts, and all of ours, in turns.
 
@@ -125,36 +129,23 @@ def bench_moe_generate(
 
         lexpert bench moe-generate --prompt 256 --tokens 16 --json
     """
-    for option, value, least in (
-        ("--prompt", prompt, 1), ("--tokens", tokens, 3), ("--rounds", rounds, 1), ("--layers", layers, 1),
-        ("--width", width, 64), ("--inner", inner, 1), ("--vocabulary", vocabulary, 3), ("--threads", threads, 1),
-    ):  # fmt: skip
-        if value is not None and value < least:
-            raise UsageError(f"{option} must be at least {least}, got {value}")
-    if width % 64:
-        raise UsageError(f"--width is {width}, but must be a multiple of 64, the width of an attention head")
-    if dtype not in ("bfloat16", "float32"):
-        raise UsageError(f"--dtype is {dtype!r}; choose from bfloat16 and float32")
-    num_experts, top_k = _pair(experts)
+    _at_least(1, {"--prompt": prompt, "--rounds": rounds, "--threads": threads})
+    _at_least(3, {"--tokens": tokens})
+    shape, of_dtype = _random_model(layers, width, inner, experts, vocabulary, dtype)
 
-    import torch
-
-    from evals.moe_bench.generation import Shape, compare_generation
+    from evals.moe_bench.generation import compare_generation
     from evals.moe_bench.threads import torch_threads
 
-    shape = Shape(layers, width, inner, num_experts, top_k, vocabulary)
     with torch_threads(threads):
         found = compare_generation(
-            shape, prompt_tokens=prompt, new_tokens=tokens, rounds=rounds, dtype=getattr(torch, dtype)
+            shape, prompt_tokens=prompt, new_tokens=tokens, rounds=rounds, dtype=of_dtype
         )
     if as_json:
         print(json.dumps(found.to_json()))
         return
-    from rich.console import Console
-
     from evals.moe_bench.generation_report import print_generation
 
-    print_generation(found, Console(width=None if sys.stdout.isatty() else 200))
+    print_generation(found, _console())
 
 
 def bench_generate_concurrent(
@@ -163,18 +154,14 @@ def bench_generate_concurrent(
     prompt: Annotated[int, typer.Option(help="Tokens of a prompt, half as many more or fewer.")] = 64,
     tokens: Annotated[int, typer.Option(help="Tokens to generate, half as many more or fewer.")] = 48,
     rounds: Annotated[int, typer.Option(help="How often both run, after a first time.")] = 3,
-    layers: Annotated[int, typer.Option(help="Of the model.")] = 16,
-    width: Annotated[int, typer.Option(help="Of hidden states, a multiple of 64.")] = 256,
-    inner: Annotated[int, typer.Option(help="Of one expert's hidden layer.")] = 128,
-    experts: Annotated[
-        str, typer.Option(metavar="E/K", help="Experts, and how many a token goes to.")
-    ] = "64/8",
-    vocabulary: Annotated[int, typer.Option(help="Of the model.")] = 50304,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.", metavar="DTYPE")] = "float32",
-    threads: Annotated[int | None, typer.Option(help="How many.  [default: one a core]")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")
-    ] = False,
+    layers: Layers = 16,
+    width: Width = 256,
+    inner: Inner = 128,
+    experts: Experts = "64/8",
+    vocabulary: Vocabulary = 50304,
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
     """An engine generates for many clients and for one, in turns, on a random model shaped as OLMoE.
 
@@ -184,41 +171,65 @@ def bench_generate_concurrent(
 
         lexpert bench generate-concurrent --clients 32 --prompt 256 --dtype bfloat16 --json
     """
-    for option, value, least in (
-        ("--clients", clients, 2), ("--requests", requests, 1), ("--prompt", prompt, 2), ("--tokens", tokens, 4),
-        ("--rounds", rounds, 1), ("--layers", layers, 1), ("--width", width, 64), ("--inner", inner, 1),
-        ("--vocabulary", vocabulary, 3), ("--threads", threads, 1),
-    ):  # fmt: skip
-        if value is not None and value < least:
-            raise UsageError(f"{option} must be at least {least}, got {value}")
-    if width % 64:
-        raise UsageError(f"--width is {width}, but must be a multiple of 64, the width of an attention head")
-    if dtype not in ("bfloat16", "float32"):
-        raise UsageError(f"--dtype is {dtype!r}; choose from bfloat16 and float32")
-    num_experts, top_k = _pair(experts)
-
-    import torch
+    _at_least(1, {"--requests": requests, "--rounds": rounds, "--threads": threads})
+    _at_least(2, {"--clients": clients, "--prompt": prompt})
+    _at_least(4, {"--tokens": tokens})
+    shape, of_dtype = _random_model(layers, width, inner, experts, vocabulary, dtype)
 
     from evals.moe_bench.concurrent import Load, compare_concurrency
-    from evals.moe_bench.generation import Shape
     from evals.moe_bench.threads import torch_threads
 
     with torch_threads(threads):
         found = compare_concurrency(
-            Shape(layers, width, inner, num_experts, top_k, vocabulary),
-            Load(requests, prompt, tokens),
-            clients=clients,
-            rounds=rounds,
-            dtype=getattr(torch, dtype),
+            shape, Load(requests, prompt, tokens), clients=clients, rounds=rounds, dtype=of_dtype
         )
     if as_json:
         print(json.dumps(found.to_json()))
         return
-    from rich.console import Console
-
     from evals.moe_bench.generation_report import print_concurrency
 
-    print_concurrency(found, Console(width=None if sys.stdout.isatty() else 200))
+    print_concurrency(found, _console())
+
+
+def _random_model(
+    layers: int, width: int, inner: int, experts: str, vocabulary: int, dtype: str
+) -> tuple[Shape, torch.dtype]:
+    """The model that was asked for; its options are looked at before torch is imported.
+
+    Raises:
+        UsageError: there can be no such model.
+    """
+    _at_least(1, {"--layers": layers, "--inner": inner})
+    _at_least(3, {"--vocabulary": vocabulary})
+    _at_least(64, {"--width": width})
+    if width % 64:
+        raise UsageError(f"--width is {width}, but must be a multiple of 64, the width of an attention head")
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype is {dtype!r}; choose from {' and '.join(DTYPES)}")
+    num_experts, top_k = _pair(experts)
+
+    import torch
+
+    from evals.moe_bench.generation import Shape
+
+    return Shape(layers, width, inner, num_experts, top_k, vocabulary), getattr(torch, dtype)
+
+
+def _at_least(least: int, options: Mapping[str, int | None]) -> None:
+    """Refuse options that are given and smaller.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    for option, value in options.items():
+        if value is not None and value < least:
+            raise UsageError(f"{option} must be at least {least}, got {value}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def _pair(text: str) -> tuple[int, int]:

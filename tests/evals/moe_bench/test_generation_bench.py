@@ -53,6 +53,8 @@ def test_the_table_names_all() -> None:
     ("options", "message"),
     [
         (["--width", "100"], "--width is 100"),
+        (["--width", "0"], "--width must be at least 64, got 0"),
+        (["--vocabulary", "2"], "--vocabulary must be at least 3, got 2"),
         (["--experts", "4/8"], "cannot go to 8 of 4"),
         (["--dtype", "int8"], "--dtype is 'int8'"),
         (["--tokens", "2"], "--tokens must be at least 3, got 2"),
@@ -77,9 +79,19 @@ def test_many_clients_are_timed_beside_one() -> None:
     assert found["ratio"] > 0
 
 
-def test_a_client_alone_is_no_crowd() -> None:
-    done = CliRunner().invoke(concurrent, ["--clients", "1"])
-    assert isinstance(done.exception, UsageError)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--clients", "1"], "--clients must be at least 2, got 1"),
+        (["--prompt", "1"], "--prompt must be at least 2, got 1"),
+        (["--tokens", "3"], "--tokens must be at least 4, got 3"),
+        (["--layers", "0"], "--layers must be at least 1, got 0"),
+        (["--dtype", "int8"], "--dtype is 'int8'; choose from float32 and bfloat16"),
+    ],
+)
+def test_impossible_loads_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        CliRunner().invoke(concurrent, options, catch_exceptions=False)
 
 
 def test_each_number_of_a_client_stands_under_its_heading() -> None:
