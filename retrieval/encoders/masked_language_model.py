@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from retrieval.encoders.bfloat16 import Precision, choose_dtype, processor_has_b
 from retrieval.encoders.encoder import Advance
 from retrieval.encoders.language_model_folder import load_language_model, load_tokenizer
 from retrieval.encoders.subword_vocabulary import SubwordVocabulary
+from retrieval.encoders.text_vector import TextVectors
 from retrieval.encoders.token_batches import token_batches
 from retrieval.encoders.token_inputs import Tokens, chosen, padded, tokenize, usable_positions
 from retrieval.encoders.vocabulary_head import Activation, Pooling, plain_pooled_terms, pooled_terms
@@ -33,6 +34,8 @@ MAX_ROWS = 256
 
 SparseRow = tuple[NDArray[np.int32], NDArray[np.float32]]
 """Units, ascending, and weights."""
+
+NO_TERMS: SparseRow = (np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 PROBE_TEXTS = (
     "What is a sparse vector?",
@@ -117,6 +120,8 @@ class MaskedLanguageModel:
         self._decoder: nn.Linear | None = None
         self._screen: VocabularyScreen | None = None
         self._making_screen = threading.Lock()
+        self._vectors: TextVectors | None = None
+        self._making_vectors = threading.Lock()
         self.fused = self._fuse(logits)
         if not self.fused:
             logger.warning(
@@ -136,9 +141,39 @@ class MaskedLanguageModel:
         Raises:
             LexpertError: the model computed NaN or infinity.
         """
-        rows: list[SparseRow] = []
-        for start in range(0, len(texts), SORT_WINDOW):
-            rows += self._encode_window(texts[start : start + SORT_WINDOW], weighting, advance)
+        rows = [NO_TERMS] * len(texts)
+        for places, tokens in self._batches(texts, weighting, advance):
+            found, _ = self._weigh_sparse(tokens, weighting)
+            for place, row in zip(places, found, strict=True):
+                rows[place] = row
+        return self._together(rows)
+
+    def encode_with_pooled(
+        self, texts: Sequence[str], weighting: TermWeighting, advance: Advance | None = None
+    ) -> tuple[SparseActivations, NDArray[np.float32]]:
+        """What the vocabulary head makes of texts, as `encode` gives it, and their dense vectors, in one pass.
+
+        Returns:
+            The term weights, and float32 ``[texts, width]``: see `text_vector`. A text without a token of its own
+            has zeros.
+
+        Raises:
+            FormatError: the model has no body apart from its head.
+            LexpertError: the model computed NaN or infinity.
+        """
+        self._listen()
+        rows = [NO_TERMS] * len(texts)
+        vectors = np.zeros((len(texts), int(self.model.config.hidden_size)), np.float32)
+        for places, tokens in self._batches(texts, weighting, advance):
+            found, pooled = self._weigh_sparse(tokens, weighting)
+            assert pooled is not None  # there is a listener
+            self._check_finite(pooled)
+            vectors[places] = pooled.cpu().numpy()
+            for place, row in zip(places, found, strict=True):
+                rows[place] = row
+        return self._together(rows), vectors
+
+    def _together(self, rows: Sequence[SparseRow]) -> SparseActivations:
         if not rows:
             return SparseActivations.empty(0, len(self.vocabulary))
         indptr = np.zeros(len(rows) + 1, np.int64)
@@ -146,39 +181,47 @@ class MaskedLanguageModel:
         units = np.concatenate([units for units, _ in rows])
         return SparseActivations(indptr, units, np.concatenate([w for _, w in rows]), len(self.vocabulary))
 
-    def _encode_window(
+    def _batches(
         self, texts: Sequence[str], weighting: TermWeighting, advance: Advance | None
-    ) -> list[SparseRow]:
-        nothing = (np.zeros(0, np.int32), np.zeros(0, np.float32))
-        rows = [nothing] * len(texts)
-        given = [place for place, text in enumerate(texts) if text.strip()]
-        tokens = self._tokenize([weighting.prompt + texts[place] for place in given], weighting.max_length)
-        lengths = [len(ids) for ids in tokens["input_ids"]]
-        if advance is not None and len(given) < len(texts):
-            advance(len(texts) - len(given))
-        for batch in token_batches(lengths, self.token_budget, MAX_ROWS):
-            part = chosen(tokens, batch.tolist())
-            for place, row in zip(batch, self._weigh_sparse(part, weighting), strict=True):
-                rows[given[place]] = row
-            if advance is not None:
-                advance(len(batch))
-        return rows
+    ) -> Iterator[tuple[list[int], Tokens]]:
+        """Places and tokens of batches of texts of similar length; texts without a token of their own are left out."""
+        for start in range(0, len(texts), SORT_WINDOW):
+            window = texts[start : start + SORT_WINDOW]
+            given = [place for place, text in enumerate(window) if text.strip()]
+            tokens = self._tokenize(
+                [weighting.prompt + window[place] for place in given], weighting.max_length
+            )
+            lengths = [len(ids) for ids in tokens["input_ids"]]
+            if advance is not None and len(given) < len(window):
+                advance(len(window) - len(given))
+            for batch in token_batches(lengths, self.token_budget, MAX_ROWS):
+                yield [start + given[place] for place in batch], chosen(tokens, batch.tolist())
+                if advance is not None:
+                    advance(len(batch))
 
-    def _weigh_sparse(self, tokens: Tokens, weighting: TermWeighting) -> list[SparseRow]:
-        """What is above 0 in `weigh` of a batch, cut to the heaviest.
+    def _listen(self) -> None:
+        """Have the texts' vectors computed from now on."""
+        with self._making_vectors:
+            if self._vectors is None:
+                self._vectors = TextVectors(self.model)
+
+    def _weigh_sparse(
+        self, tokens: Tokens, weighting: TermWeighting
+    ) -> tuple[list[SparseRow], Tensor | None]:
+        """What is above 0 in `weigh` of a batch, cut to the heaviest; and the texts' vectors, if they are computed.
 
         On a processor, in float32, a maximum is computed for those terms alone that a `VocabularyScreen` leaves.
         """
         decoder, limit = self._decoder, weighting.max_active_dims
         screened = self.device.type == "cpu" and self.dtype == torch.float32 and weighting.pooling == "max"
         if decoder is None or not screened:
-            dense = self.weigh(tokens, weighting.pooling, weighting.activation)
+            dense, vectors = self._weigh_dense(tokens, weighting.pooling, weighting.activation)
             self._check_finite(dense)
-            return _sparse_rows(dense, limit)
+            return _sparse_rows(dense, limit), vectors
         lengths = [len(ids) for ids in tokens["input_ids"]]
         rows = []
         with torch.inference_mode():
-            hidden = self._decoder_inputs(tokens)
+            hidden, vectors = self._decoder_inputs(tokens)
             self._check_finite(hidden)
             screen = self._screen_of(decoder)
             parts = zip(hidden.split(lengths), screen.candidates(hidden, lengths), strict=True)
@@ -192,7 +235,7 @@ class MaskedLanguageModel:
                 ((places, values),) = _sparse_rows(weights, None)
                 row = (terms[places].astype(np.int32), values)
                 rows.append(row if limit is None else heaviest(*row, limit))
-        return rows
+        return rows, vectors
 
     def _screen_of(self, decoder: nn.Linear) -> VocabularyScreen:
         """The screen of the decoder's weights, made when it is first needed."""
@@ -201,15 +244,22 @@ class MaskedLanguageModel:
                 self._check_finite(decoder.weight)
                 if decoder.bias is not None:
                     self._check_finite(decoder.bias)
-                centre = self._decoder_inputs(self._tokenize(PROBE_TEXTS)).mean(dim=0)
-                self._screen = VocabularyScreen(decoder.weight.detach(), decoder.bias, centre)
+                hidden, _ = self._decoder_inputs(self._tokenize(PROBE_TEXTS))
+                self._screen = VocabularyScreen(decoder.weight.detach(), decoder.bias, hidden.mean(dim=0))
             return self._screen
 
-    def _decoder_inputs(self, tokens: Tokens) -> Tensor:
-        """What the decoder of a fused model reads for each token, one text after the other, without padding."""
-        inputs = self._padded(tokens)
+    def _decoder_inputs(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """What the decoder of a fused model reads for each token, one text after the other, without padding; and the
+        texts' vectors."""
+        output, mask, vectors = self._run(tokens)
+        return output[mask.bool()], vectors
+
+    def _run(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The logits of a batch, or where the model is fused what its decoder reads; its mask; the texts' vectors."""
+        inputs, listener = self._padded(tokens), self._vectors
+        mask = inputs["attention_mask"]
         output: Tensor = self.model(**inputs).logits
-        return output[inputs["attention_mask"].bool()]
+        return output, mask, None if listener is None else listener.take(mask)
 
     def _check_finite(self, numbers: Tensor) -> None:
         if not bool(torch.isfinite(numbers).all()):
@@ -232,17 +282,21 @@ class MaskedLanguageModel:
         Returns:
             float32 ``[rows, terms]``, dense.
         """
-        inputs = self._padded(tokens)
-        mask = inputs["attention_mask"]
+        weights, _ = self._weigh_dense(tokens, pooling, activation)
+        return weights
+
+    def _weigh_dense(
+        self, tokens: Tokens, pooling: Pooling, activation: Activation
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `weigh`; and the texts' vectors, if they are computed."""
+        decoder = self._decoder
         with torch.inference_mode():
-            output = self.model(**inputs).logits
-            if self._decoder is None:
-                return plain_pooled_terms(output, mask, pooling, activation)
+            if decoder is None:
+                logits, mask, vectors = self._run(tokens)
+                return plain_pooled_terms(logits, mask, pooling, activation), vectors
             lengths = [len(ids) for ids in tokens["input_ids"]]
-            hidden = output[mask.bool()]
-            return pooled_terms(
-                hidden, lengths, self._decoder.weight, self._decoder.bias, pooling, activation
-            )
+            hidden, vectors = self._decoder_inputs(tokens)
+            return pooled_terms(hidden, lengths, decoder.weight, decoder.bias, pooling, activation), vectors
 
     def count_tokens(self, texts: Sequence[str], max_length: int | None = None) -> int:
         """Tokens of the texts together, special ones included, each text cut at `max_length`."""
