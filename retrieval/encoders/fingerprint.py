@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-EIGHT_BIT_WEIGHTS = "eight_bit.safetensors"
-"""See `retrieval.encoders.eight_bit_weights`, which needs torch; this module does not."""
+ROUNDED_WEIGHTS = "rounded.safetensors"
+"""See `retrieval.encoders.rounded_weights`, which needs torch; this module does not."""
 
 VOCABULARY_FILES = (
     "tokenizer.json",
@@ -43,7 +43,7 @@ def holds_vocabulary(folder: Path) -> bool:
 def model_files(folder: Path) -> dict[str, Path]:
     """Configuration, safetensors weights and tokenizer of a model folder, by name."""
     weights = sorted(folder.glob("model*.safetensors")) + sorted(folder.glob("model*.safetensors.index.json"))
-    found = [folder / "config.json", folder / EIGHT_BIT_WEIGHTS, *weights]
+    found = [folder / "config.json", folder / ROUNDED_WEIGHTS, *weights]
     return {path.name: path for path in found if path.is_file()} | tokenizer_files(folder)
 
 

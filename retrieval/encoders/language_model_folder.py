@@ -1,6 +1,6 @@
 """A folder with a transformer: safetensors weights only, its own tokenizer, and no code from it.
 
-The weights may be in the 8-bit form of `eight_bit_weights`; the model is float32 all the same.
+The weights may be in the rounded form of `rounded_weights`; the model is float32 all the same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from transformers import (
 from transformers.utils import logging as progress
 
 from retrieval.encoders.backbones import register_backbone
-from retrieval.encoders.eight_bit_weights import load_eight_bit
-from retrieval.encoders.fingerprint import EIGHT_BIT_WEIGHTS, VOCABULARY_FILES, holds_vocabulary
+from retrieval.encoders.fingerprint import ROUNDED_WEIGHTS, VOCABULARY_FILES, holds_vocabulary
+from retrieval.encoders.rounded_weights import load_rounded
 from runtime.errors import FormatError
 
 LEAST_TOKENS = 0.5
@@ -82,8 +82,8 @@ def load_classifier(folder: Path) -> Any:
 
 def _load(folder: Path, auto_class: Any, kind: str) -> tuple[Any, list[str]]:
     """The model and the names of the weights that its folder lacks."""
-    eight_bit = (folder / EIGHT_BIT_WEIGHTS).is_file()
-    if not eight_bit and not list(folder.glob("model*.safetensors")):
+    rounded = (folder / ROUNDED_WEIGHTS).is_file()
+    if not rounded and not list(folder.glob("model*.safetensors")):
         pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
         raise FormatError(
             f"{folder} has no model.safetensors; convert {pickled} to safetensors, because opening a pickled "
@@ -95,11 +95,11 @@ def _load(folder: Path, auto_class: Any, kind: str) -> tuple[Any, list[str]]:
     try:
         with quiet():
             source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
-            if eight_bit:
+            if rounded:
                 config = AutoConfig.from_pretrained(folder, local_files_only=True)
                 with torch.device("meta"):  # to learn its class, without weights
                     auto_class = type(auto_class.from_config(config, trust_remote_code=False))
-                weights = load_eight_bit(folder)
+                weights = load_rounded(folder / ROUNDED_WEIGHTS)
                 source = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
             model, report = auto_class.from_pretrained(
                 **source,

@@ -31,7 +31,7 @@ V5_MODULES = "sentence_transformers.sparse_encoder.models"
 
 SHARED_TOKENIZER = "tokenizer"
 """In the config.json of a query table, where `shrink` wrote it: the module folder whose tokenizer it uses. Ours alone:
-such a folder has weights in 8 bits, which no other library reads."""
+such a folder has rounded weights, which no other library reads."""
 
 
 @dataclass(frozen=True)

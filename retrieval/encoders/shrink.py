@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrieval.encoders import sentence_transformers_folder as st_folder
 from retrieval.encoders.encoder import SparseEncoder
-from retrieval.encoders.fingerprint import tokenizer_files
+from retrieval.encoders.fingerprint import ROUNDED_WEIGHTS, tokenizer_files
 from retrieval.encoders.sentence_transformers_folder import TableRoute, read_object
 from runtime.errors import NotFoundError, UsageError
 from runtime.folder_bytes import folder_bytes
@@ -48,7 +48,7 @@ def shrink(
     max_active_dims: int | None = None,
     max_length: int | None = None,
 ) -> Shrunk:
-    """Write the encoder in `folder` to `out`, with its models' weights in 8 bits; see `eight_bit_weights`.
+    """Write the encoder in `folder` to `out`, with its models' weights in 8 bits; see `rounded_weights`.
 
     The result loads as the encoder does; its vectors differ by what rounding makes of them, which an evaluation
     tells. Saved again, it is written in float32, which other libraries read. A tokenizer that both sides of an
@@ -68,7 +68,7 @@ def shrink(
     """
     from safetensors.torch import load_file
 
-    from retrieval.encoders.eight_bit_weights import save_eight_bit
+    from retrieval.encoders.rounded_weights import save_rounded
 
     require_new(out)
     if not folder.is_dir():
@@ -88,7 +88,7 @@ def shrink(
             if layers is not None:
                 config, tensors = with_layers(config, tensors, kept)
                 st_folder.write_json(weights.parent / "config.json", config)
-            save_eight_bit(tensors, weights.parent)
+            save_rounded(tensors, weights.parent / ROUNDED_WEIGHTS)
             weights.unlink()
         if not kept:
             raise UsageError(f"{folder} holds no masked language model; only encoders with one can be shrunk")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from retrieval.encoders import sentence_transformers_folder as st_folder
 from retrieval.encoders.catalogue import ENCODER_FILE, write_reference
 from retrieval.encoders.encoder import Advance, SparseEncoder, Vocabulary
-from retrieval.encoders.fingerprint import EIGHT_BIT_WEIGHTS, fingerprint, model_files
+from retrieval.encoders.fingerprint import ROUNDED_WEIGHTS, fingerprint, model_files
 from retrieval.encoders.sentence_transformers_folder import SpladeRoute, TableRoute
 from runtime.activations import SparseActivations
 from runtime.errors import FormatError, NotFoundError, UsageError
@@ -154,7 +154,7 @@ class SpladeSide:
             target = transformer / name
             if target.exists() and target.samefile(path):
                 raise UsageError(f"the encoder was loaded from {path.parent}; save it into another folder")
-            if name == EIGHT_BIT_WEIGHTS:
+            if name == ROUNDED_WEIGHTS:
                 _write_whole(self.route.folder, transformer)
             else:
                 shutil.copyfile(path, target)
@@ -162,12 +162,12 @@ class SpladeSide:
 
 
 def _write_whole(folder: Path, out: Path) -> None:
-    """Write the float32 weights that 8-bit ones stand for, which every library reads."""
+    """Write the float32 weights that rounded ones stand for, which every library reads."""
     from safetensors.torch import save_file
 
-    from retrieval.encoders.eight_bit_weights import load_eight_bit
+    from retrieval.encoders.rounded_weights import load_rounded
 
-    save_file(load_eight_bit(folder), out / "model.safetensors", {"format": "pt"})
+    save_file(load_rounded(folder / ROUNDED_WEIGHTS), out / "model.safetensors", {"format": "pt"})
 
 
 class SpladeEncoder(SparseEncoder):

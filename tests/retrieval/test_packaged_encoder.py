@@ -15,7 +15,7 @@ import pytest
 
 from retrieval import IndexWriter, SparseEncoder, SparseIndex
 from retrieval.encoders import catalogue
-from retrieval.encoders.fingerprint import EIGHT_BIT_WEIGHTS, tokenizer_files
+from retrieval.encoders.fingerprint import ROUNDED_WEIGHTS, tokenizer_files
 from retrieval.encoders.sentence_transformers_folder import SpladeRoute, TableRoute
 from runtime.errors import FormatError, NotFoundError, UsageError
 
@@ -86,7 +86,7 @@ def test_it_encodes_without_a_network(packaged: Path, no_network: None) -> None:
 
 def test_damaged_weights_are_told(packaged: Path, tmp_path: Path) -> None:
     shutil.copytree(packaged, tmp_path / "copy")
-    [weights] = (tmp_path / "copy").rglob(EIGHT_BIT_WEIGHTS)
+    [weights] = (tmp_path / "copy").rglob(ROUNDED_WEIGHTS)
     with weights.open("r+b") as file:
         file.seek(-1000, 2)
         byte = file.read(1)

@@ -17,15 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import lexpert
 from retrieval.encoders import sentence_transformers_folder as st_folder
-from retrieval.encoders.eight_bit_weights import (
-    EIGHT_BIT_WEIGHTS,
-    load_eight_bit,
-    quantise_rows,
-    save_eight_bit,
-)
 from retrieval.encoders.encoder import SparseEncoder
-from retrieval.encoders.fingerprint import tokenizer_files
+from retrieval.encoders.fingerprint import ROUNDED_WEIGHTS, tokenizer_files
 from retrieval.encoders.inference_free import inference_free_from
+from retrieval.encoders.rounded_weights import load_rounded, round_to_bytes, save_rounded
 from retrieval.encoders.sentence_transformers_folder import SpladeRoute, TableRoute, write_json
 from retrieval.encoders.shrink import shrink, spread_layers, with_layers
 from retrieval.encoders.vector_difference import vector_difference
@@ -64,7 +59,7 @@ def test_a_shrunk_encoder_encodes_nearly_the_same(
 ) -> None:
     done = shrink(encoder_folder, tmp_path / "small")
     names = sorted(path.name for path in (tmp_path / "small").rglob("*.safetensors"))
-    assert names == [EIGHT_BIT_WEIGHTS, "model.safetensors"]  # the model, and the table of queries
+    assert names == ["model.safetensors", ROUNDED_WEIGHTS]  # the table of queries, and the model
     assert done.bytes_before == sum(path.stat().st_size for path in files_of(encoder_folder))
     assert done.bytes_after == sum(path.stat().st_size for path in files_of(tmp_path / "small"))
     assert done.layers == [0, 1]
@@ -109,7 +104,7 @@ def test_saved_again_it_is_written_for_every_library(
     shrink(encoder_folder, tmp_path / "small")
     small = SparseEncoder.load(tmp_path / "small")
     small.save(tmp_path / "again")
-    assert not list((tmp_path / "again").rglob(EIGHT_BIT_WEIGHTS))
+    assert not list((tmp_path / "again").rglob(ROUNDED_WEIGHTS))
     peer = Peer(str(tmp_path / "again"))
     found = peer.encode_document(texts, convert_to_sparse_tensor=False).cpu().numpy()
     np.testing.assert_allclose(dense(small, texts), found, rtol=1e-5, atol=1e-5)
@@ -139,14 +134,14 @@ def test_fewer_layers_are_those_of_the_original(
 ) -> None:
     model = make_language_model(architecture)
     assert shrink(model, tmp_path / "shallow", layers=1).layers == [1]
-    whole, left = load_file(model / "model.safetensors"), load_eight_bit(tmp_path / "shallow")
+    whole, left = load_file(model / "model.safetensors"), load_rounded(tmp_path / "shallow" / ROUNDED_WEIGHTS)
     numbered = [name for name in left if ".layer." in name]
     assert numbered
     assert all(".layer.0." in name for name in numbered)
     for name, weight in left.items():
         original = whole[name.replace(".layer.0.", ".layer.1.")]
         if original.ndim == 2:
-            codes, scales = quantise_rows(original)
+            codes, scales = round_to_bytes(original)
             original = codes * scales[:, None]
         assert torch.allclose(weight, original, atol=2e-3)
     assert (dense(SparseEncoder.load(tmp_path / "shallow"), texts) > 0).any()
@@ -196,9 +191,9 @@ def test_vectors_are_compared_row_by_row(number_encoder: SparseEncoder) -> None:
 
 def test_missing_weights_are_told(encoder_folder: Path, tmp_path: Path) -> None:
     shrink(encoder_folder, tmp_path / "small")
-    [path] = (tmp_path / "small").rglob(EIGHT_BIT_WEIGHTS)
-    weights = load_eight_bit(path.parent)
-    save_eight_bit({name: w for name, w in weights.items() if "layer.0" not in name}, path.parent)
+    [path] = (tmp_path / "small").rglob(ROUNDED_WEIGHTS)
+    weights = load_rounded(path)
+    save_rounded({name: w for name, w in weights.items() if "layer.0" not in name}, path)
     with pytest.raises(FormatError, match=r"lacks \d+ of the weights"):
         SparseEncoder.load(tmp_path / "small").encode_documents(["the virus"])
 
