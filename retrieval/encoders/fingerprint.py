@@ -11,6 +11,9 @@ from typing import Any
 ROUNDED_WEIGHTS = "rounded.safetensors"
 """See `retrieval.encoders.rounded_weights`, which needs torch; this module does not."""
 
+EXPANSION_FILE = "expansion.safetensors"
+"""See `retrieval.encoders.expansion`, which needs torch, too."""
+
 VOCABULARY_FILES = (
     "tokenizer.json",
     "vocab.txt",

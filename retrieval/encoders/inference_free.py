@@ -17,7 +17,7 @@ from typing import Any, Self
 from retrieval.encoders import sentence_transformers_folder as st_folder
 from retrieval.encoders.catalogue import ENCODER_FILE, load_encoder
 from retrieval.encoders.encoder import Advance, SparseEncoder, Vocabulary
-from retrieval.encoders.fingerprint import fingerprint, model_files, tokenizer_files
+from retrieval.encoders.fingerprint import fingerprint, tokenizer_files
 from retrieval.encoders.query_table import read_query_table
 from retrieval.encoders.sentence_transformers_folder import SpladeRoute, TableRoute
 from retrieval.encoders.splade import SpladeOptions, SpladeSide
@@ -115,7 +115,7 @@ class InferenceFreeEncoder(SparseEncoder):
             "documents": self._documents.settings(),
             "queries": self._query_fingerprint,
         }
-        return fingerprint(settings, model_files(self._documents.route.folder))
+        return fingerprint(settings, self._documents.files())
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Without special tokens."""
@@ -166,15 +166,15 @@ class InferenceFreeEncoder(SparseEncoder):
         if documents is None:
             self.save_query_side(folder)
             return
-        query, transformer, pooling = (
+        query, modules = (
             "query_0_SparseStaticEmbedding",
-            "document_0_MLMTransformer",
-            "document_1_SpladePooling",
+            st_folder.splade_modules(documents.route, "document"),
         )
         self._write_table(folder / query)
         (folder / query / "config.json").write_text('{"frozen": false}\n', "utf-8")
-        documents.write(folder / transformer, folder / pooling, len(self._table.weights))
-        st_folder.write_router(folder, {"query": [query], "document": [transformer, pooling]})
+        transformer, pooling, *expansion = (folder / module for module in modules)
+        documents.write(transformer, pooling, len(self._table.weights), *expansion)
+        st_folder.write_router(folder, {"query": [query], "document": modules})
         prompts = {"query": self._route.prompt, "document": documents.route.prompt}
         st_folder.write_config(folder, prompts, self._max_active_dims)
         _write_own(folder, {"family": self.family})

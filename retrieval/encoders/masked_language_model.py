@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from retrieval.encoders.bfloat16 import Precision, choose_dtype, processor_has_bfloat16
 from retrieval.encoders.encoder import Advance
+from retrieval.encoders.expansion import TermExpansion
 from retrieval.encoders.language_model_folder import load_language_model, load_tokenizer
 from retrieval.encoders.subword_vocabulary import SubwordVocabulary
 from retrieval.encoders.text_vector import TextVectors
@@ -84,6 +85,7 @@ class MaskedLanguageModel:
         fused: whether decoder and pooling run fused, in tiles. False where the model does not end in a plain
             linear decoder; then all logits of a batch are held at once, and the log says so.
         dtype: what the model computes in; term weights are float32 in any case.
+        expansion: what is added to the weights that the head gives.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class MaskedLanguageModel:
         dtype: Precision = "auto",
         token_budget: int | None = None,
         lower_case: bool = False,
+        expansion: TermExpansion | None = None,
     ) -> None:
         """Load the model.
 
@@ -104,10 +107,11 @@ class MaskedLanguageModel:
             token_budget: most tokens of a batch, padding included; by default 4096 on a CPU, where larger
                 batches are no faster, and 65536 elsewhere.
             lower_case: lower-case texts before the tokenizer sees them.
+            expansion: adds to the weights of terms what it makes of texts as a whole.
 
         Raises:
             FormatError: the folder is no masked language model with complete safetensors weights, or its
-                tokenizer is missing, damaged or another model's.
+                tokenizer is missing, damaged or another model's, or the expansion is.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.token_budget = token_budget or (4096 if self.device.type == "cpu" else 65536)
@@ -127,8 +131,13 @@ class MaskedLanguageModel:
             logger.warning(
                 "%s does not end in a plain linear decoder: its logits are held whole, batch by batch", folder
             )
+        self.expansion: TermExpansion | None = None
         self.dtype = choose_dtype(dtype, processor_has_bfloat16(self.device), self._probe)
         self.model.to(self.dtype)
+        if expansion is not None:
+            expansion.require_fit(len(self.vocabulary), int(self.model.config.hidden_size))
+            self.expansion = expansion.to(self.device)
+            self._listen()
 
     def encode(
         self, texts: Sequence[str], weighting: TermWeighting, advance: Advance | None = None
@@ -143,7 +152,7 @@ class MaskedLanguageModel:
         """
         rows = [NO_TERMS] * len(texts)
         for places, tokens in self._batches(texts, weighting, advance):
-            found, _ = self._weigh_sparse(tokens, weighting)
+            found, _ = self._weigh_sparse(tokens, weighting, self.expansion)
             for place, row in zip(places, found, strict=True):
                 rows[place] = row
         return self._together(rows)
@@ -151,7 +160,7 @@ class MaskedLanguageModel:
     def encode_with_pooled(
         self, texts: Sequence[str], weighting: TermWeighting, advance: Advance | None = None
     ) -> tuple[SparseActivations, NDArray[np.float32]]:
-        """What the vocabulary head makes of texts, as `encode` gives it, and their dense vectors, in one pass.
+        """What the vocabulary head alone makes of texts, without an expansion, and their dense vectors, in one pass.
 
         Returns:
             The term weights, and float32 ``[texts, width]``: see `text_vector`. A text without a token of its own
@@ -165,7 +174,7 @@ class MaskedLanguageModel:
         rows = [NO_TERMS] * len(texts)
         vectors = np.zeros((len(texts), int(self.model.config.hidden_size)), np.float32)
         for places, tokens in self._batches(texts, weighting, advance):
-            found, pooled = self._weigh_sparse(tokens, weighting)
+            found, pooled = self._weigh_sparse(tokens, weighting, None)
             assert pooled is not None  # there is a listener
             self._check_finite(pooled)
             vectors[places] = pooled.cpu().numpy()
@@ -206,7 +215,7 @@ class MaskedLanguageModel:
                 self._vectors = TextVectors(self.model)
 
     def _weigh_sparse(
-        self, tokens: Tokens, weighting: TermWeighting
+        self, tokens: Tokens, weighting: TermWeighting, expansion: TermExpansion | None
     ) -> tuple[list[SparseRow], Tensor | None]:
         """What is above 0 in `weigh` of a batch, cut to the heaviest; and the texts' vectors, if they are computed.
 
@@ -215,7 +224,7 @@ class MaskedLanguageModel:
         decoder, limit = self._decoder, weighting.max_active_dims
         screened = self.device.type == "cpu" and self.dtype == torch.float32 and weighting.pooling == "max"
         if decoder is None or not screened:
-            dense, vectors = self._weigh_dense(tokens, weighting.pooling, weighting.activation)
+            dense, vectors = self._weigh_dense(tokens, weighting.pooling, weighting.activation, expansion)
             self._check_finite(dense)
             return _sparse_rows(dense, limit), vectors
         lengths = [len(ids) for ids in tokens["input_ids"]]
@@ -225,7 +234,8 @@ class MaskedLanguageModel:
             self._check_finite(hidden)
             screen = self._screen_of(decoder)
             parts = zip(hidden.split(lengths), screen.candidates(hidden, lengths), strict=True)
-            for part, terms in parts:
+            expanded = self._expanded(vectors, expansion)
+            for place, (part, terms) in enumerate(parts):
                 at = torch.from_numpy(terms)
                 bias = None if decoder.bias is None else decoder.bias[at]
                 weights = pooled_terms(
@@ -234,8 +244,18 @@ class MaskedLanguageModel:
                 self._check_finite(weights)
                 ((places, values),) = _sparse_rows(weights, None)
                 row = (terms[places].astype(np.int32), values)
+                if expanded is not None:
+                    row = with_added(row, expanded[place].numpy())
                 rows.append(row if limit is None else heaviest(*row, limit))
         return rows, vectors
+
+    def _expanded(self, vectors: Tensor | None, expansion: TermExpansion | None) -> Tensor | None:
+        """float32 ``[texts, terms]``, what is added to the weights of the head."""
+        if vectors is None or expansion is None:
+            return None
+        expanded = expansion.terms(vectors)
+        self._check_finite(expanded)
+        return expanded
 
     def _screen_of(self, decoder: nn.Linear) -> VocabularyScreen:
         """The screen of the decoder's weights, made when it is first needed."""
@@ -269,10 +289,10 @@ class MaskedLanguageModel:
             )
 
     def weigh(self, tokens: Tokens, pooling: Pooling, activation: Activation) -> Tensor:
-        """Term weights of tokenized texts, run as one batch.
+        """Term weights of tokenized texts, run as one batch; those of an expansion are added.
 
-        On the hidden states of one batch this is `plain_pooled_terms` within float32 rounding, see
-        `pooled_terms`. The hidden states themselves depend on what else is in the batch: padding changes the
+        Without an expansion, on the hidden states of one batch, this is `plain_pooled_terms` within float32 rounding,
+        see `pooled_terms`. The hidden states themselves depend on what else is in the batch: padding changes the
         shapes of the transformer's products, and with them the order of addition. So a text encoded in two
         batches differs in the last digits (up to 1e-5 in small models with large weights), fused or not.
 
@@ -282,21 +302,24 @@ class MaskedLanguageModel:
         Returns:
             float32 ``[rows, terms]``, dense.
         """
-        weights, _ = self._weigh_dense(tokens, pooling, activation)
+        weights, _ = self._weigh_dense(tokens, pooling, activation, self.expansion)
         return weights
 
     def _weigh_dense(
-        self, tokens: Tokens, pooling: Pooling, activation: Activation
+        self, tokens: Tokens, pooling: Pooling, activation: Activation, expansion: TermExpansion | None
     ) -> tuple[Tensor, Tensor | None]:
         """See `weigh`; and the texts' vectors, if they are computed."""
         decoder = self._decoder
         with torch.inference_mode():
             if decoder is None:
                 logits, mask, vectors = self._run(tokens)
-                return plain_pooled_terms(logits, mask, pooling, activation), vectors
-            lengths = [len(ids) for ids in tokens["input_ids"]]
-            hidden, vectors = self._decoder_inputs(tokens)
-            return pooled_terms(hidden, lengths, decoder.weight, decoder.bias, pooling, activation), vectors
+                weights = plain_pooled_terms(logits, mask, pooling, activation)
+            else:
+                lengths = [len(ids) for ids in tokens["input_ids"]]
+                hidden, vectors = self._decoder_inputs(tokens)
+                weights = pooled_terms(hidden, lengths, decoder.weight, decoder.bias, pooling, activation)
+            expanded = self._expanded(vectors, expansion)
+            return (weights if expanded is None else weights.add_(expanded)), vectors
 
     def count_tokens(self, texts: Sequence[str], max_length: int | None = None) -> int:
         """Tokens of the texts together, special ones included, each text cut at `max_length`."""
@@ -348,6 +371,15 @@ def _sparse_rows(dense: Tensor, max_active_dims: int | None) -> list[SparseRow]:
     if max_active_dims is None:
         return rows
     return [heaviest(units, weights, max_active_dims) for units, weights in rows]
+
+
+def with_added(row: SparseRow, more: NDArray[np.float32]) -> SparseRow:
+    """The sum of a row and of a dense one, ``[terms]``."""
+    total = more.copy()
+    units, weights = row
+    total[units] += weights
+    lit = np.flatnonzero(total)
+    return lit.astype(np.int32), total[lit]
 
 
 def heaviest(

@@ -3,7 +3,8 @@
 A folder lists its modules in ``modules.json`` as Python paths: ``sentence_transformers.models.Router``,
 ``sentence_transformers.sparse_encoder.models.SpladePooling`` and the like in version 5,
 ``sentence_transformers.base.modules.router.Router`` and the like since. Only the last part of such a path is
-looked at, nothing is imported, and a path outside sentence_transformers is refused: it stands for code.
+looked at, nothing is imported, and a path outside sentence_transformers is refused: it stands for code. The one
+exception is `EXPANSION`.
 
 A ``Router`` sends queries and documents through different modules, named in ``router_config.json``. A folder
 without ``modules.json`` is a plain ``*ForMaskedLM`` model: SPLADE with maximum pooling.
@@ -13,11 +14,12 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrieval.encoders.fingerprint import EXPANSION_FILE
 from runtime.errors import FormatError, NotFoundError
 
 TRANSFORMER_CONFIGS = tuple(
@@ -29,6 +31,10 @@ ACTIVATIONS = ("relu", "log1p_relu")
 WEIGHTS = "model.safetensors"
 V5_MODULES = "sentence_transformers.sparse_encoder.models"
 
+EXPANSION = "lexpert.TermExpansion"
+"""Of a module after the pooling; see `retrieval.encoders.expansion`. Nothing has that path, so that
+sentence-transformers refuses the folder: without the module it would give other vectors."""
+
 SHARED_TOKENIZER = "tokenizer"
 """In the config.json of a query table, where `shrink` wrote it: the module folder whose tokenizer it uses. Ours alone:
 such a folder has rounded weights, which no other library reads."""
@@ -36,7 +42,11 @@ such a folder has rounded weights, which no other library reads."""
 
 @dataclass(frozen=True)
 class SpladeRoute:
-    """A masked language model followed by SPLADE pooling; names as in `vocabulary_head`."""
+    """A masked language model followed by SPLADE pooling; names as in `vocabulary_head`.
+
+    Attributes:
+        expansion: module folder of a term expansion that is added to what is pooled.
+    """
 
     folder: Path
     pooling: str = "max"
@@ -44,6 +54,7 @@ class SpladeRoute:
     max_length: int | None = None
     lower_case: bool = False
     prompt: str = ""
+    expansion: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -108,12 +119,16 @@ def _route(folder: Path, task: str, prompt: str) -> Route:
     kinds = [kind for kind, _ in modules]
     if kinds == ["SparseStaticEmbedding"]:
         return _table_route(folder, modules[0][1], prompt)
-    if len(kinds) != 2 or kinds[0] not in ("MLMTransformer", "Transformer") or kinds[1] != "SpladePooling":
+    starts = len(kinds) > 1 and kinds[0] in ("MLMTransformer", "Transformer") and kinds[1] == "SpladePooling"
+    if not starts or kinds[2:] not in ([], [EXPANSION]):
         raise FormatError(
             f"{folder} encodes a {task} by {' + '.join(kinds) or 'nothing'}; known are a transformer with "
-            "SpladePooling and, for queries, SparseStaticEmbedding"
+            f"SpladePooling, with {EXPANSION} after it, and, for queries, SparseStaticEmbedding"
         )
-    (kind, transformer), (_, pooling) = modules
+    (kind, transformer), (_, pooling), *last = modules
+    expansion = last[0][1] if last else None
+    if expansion is not None and not (expansion / EXPANSION_FILE).is_file():
+        raise NotFoundError(f"the term expansion {expansion / EXPANSION_FILE} is missing")
     path, config = transformer_settings(transformer)
     if config.get("transformer_task", "fill-mask" if kind == "MLMTransformer" else None) != "fill-mask":
         raise FormatError(f"the transformer in {transformer} is not a masked language model (fill-mask)")
@@ -125,6 +140,7 @@ def _route(folder: Path, task: str, prompt: str) -> Route:
         max_length_in(config, task, path) if path else None,
         bool(config.get("do_lower_case", False)),
         prompt,
+        expansion,
     )
 
 
@@ -233,9 +249,17 @@ def write_config(
     write_json(folder / "config_sentence_transformers.json", config)
 
 
-def write_modules(folder: Path) -> None:
-    """Write ``modules.json`` for a transformer in `folder` itself with pooling in ``1_SpladePooling``."""
-    modules = [("", f"{V5_MODULES}.MLMTransformer"), ("1_SpladePooling", f"{V5_MODULES}.SpladePooling")]
+def splade_modules(route: SpladeRoute, task: str | None = None) -> list[str]:
+    """Module folders that `route` is written to: in a router those of a task, without one the folder itself first."""
+    kinds = ["MLMTransformer", "SpladePooling", *(["TermExpansion"] if route.expansion else [])]
+    if task is None:
+        return ["", *(f"{place}_{kind}" for place, kind in enumerate(kinds) if place)]
+    return [f"{task}_{place}_{kind}" for place, kind in enumerate(kinds)]
+
+
+def write_modules(folder: Path, names: Sequence[str] = ("", "1_SpladePooling")) -> None:
+    """Write ``modules.json`` for a transformer in `folder` itself and the other modules of `splade_modules`."""
+    modules = [(name, _type(name or "0_MLMTransformer", V5_MODULES)) for name in names]
     listed = [module_entry(i, path, kind) for i, (path, kind) in enumerate(modules)]
     write_json(folder / "modules.json", listed)
 
@@ -249,12 +273,18 @@ def write_router(folder: Path, routes: Mapping[str, list[str]]) -> None:
     """Write ``modules.json`` and ``router_config.json``; a route's module folders end in their kinds."""
     kinds = {module: module.rsplit("_", 1)[1] for modules in routes.values() for module in modules}
     config = {
-        "types": {module: f"{V5_MODULES}.{kind}.{kind}" for module, kind in kinds.items()},
+        "types": {module: _type(module, f"{V5_MODULES}.{kind}") for module, kind in kinds.items()},
         "structure": dict(routes),
         "parameters": {"default_route": "document", "allow_empty_key": True},
     }
     write_json(folder / "router_config.json", config)
     write_json(folder / "modules.json", [module_entry(0, "", "sentence_transformers.models.Router")])
+
+
+def _type(module: str, package: str) -> str:
+    """Python path of a module, by the name of its folder."""
+    kind = module.rsplit("_", 1)[1]
+    return EXPANSION if kind == "TermExpansion" else f"{package}.{kind}"
 
 
 def write_splade_settings(route: SpladeRoute, transformer: Path, pooling: Path, num_terms: int) -> None:
@@ -267,6 +297,8 @@ def write_splade_settings(route: SpladeRoute, transformer: Path, pooling: Path, 
 
 
 def _kind(path: str, folder: Path) -> str:
+    if path == EXPANSION:
+        return path
     if not path.startswith("sentence_transformers."):
         raise FormatError(f"{folder} asks for the module {path}, which is code from outside; it is not run")
     return path.rsplit(".", 1)[1]

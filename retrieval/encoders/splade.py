@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Self
 from retrieval.encoders import sentence_transformers_folder as st_folder
 from retrieval.encoders.catalogue import ENCODER_FILE, write_reference
 from retrieval.encoders.encoder import Advance, SparseEncoder, Vocabulary
-from retrieval.encoders.fingerprint import ROUNDED_WEIGHTS, fingerprint, model_files
+from retrieval.encoders.fingerprint import EXPANSION_FILE, ROUNDED_WEIGHTS, fingerprint, model_files
 from retrieval.encoders.sentence_transformers_folder import SpladeRoute, TableRoute
 from runtime.activations import SparseActivations
 from runtime.errors import FormatError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from retrieval.encoders.expansion import TermExpansion
     from retrieval.encoders.masked_language_model import MaskedLanguageModel
 
 
@@ -110,12 +111,23 @@ class SpladeSide:
                     dtype=self.options.dtype,
                     token_budget=self.options.token_budget,
                     lower_case=self.route.lower_case,
+                    expansion=self._expansion(),
                 )
             return self._model
 
+    def _expansion(self) -> TermExpansion | None:
+        if self.route.expansion is None:
+            return None
+        from retrieval.encoders.expansion import TermExpansion
+
+        return TermExpansion.load(self.route.expansion)
+
     def shares_model_with(self, other: SpladeSide) -> bool:
         """Whether both sides run the same model on the same tokens, apart from prompt and pooling."""
-        return (self.route.folder, self.route.lower_case) == (other.route.folder, other.route.lower_case)
+        own, others = (
+            (route.folder, route.lower_case, route.expansion) for route in (self.route, other.route)
+        )
+        return own == others
 
     def use_model_of(self, other: SpladeSide) -> None:
         self._model = other.model
@@ -136,7 +148,7 @@ class SpladeSide:
         return model.encode(texts, weighting, advance)
 
     def settings(self) -> dict[str, Any]:
-        """What decides about the vectors beside the model's files."""
+        """What decides about the vectors beside the files."""
         route = self.route
         return {
             "pooling": route.pooling,
@@ -147,8 +159,15 @@ class SpladeSide:
             "max_active_dims": self.max_active_dims,
         }
 
-    def write(self, transformer: Path, pooling: Path, num_units: int) -> None:
-        """Copy the model's files into `transformer` and write the settings there and into `pooling`."""
+    def files(self) -> dict[str, Path]:
+        """The files that decide about the vectors, by name."""
+        expansion = self.route.expansion
+        own = {} if expansion is None else {EXPANSION_FILE: expansion / EXPANSION_FILE}
+        return model_files(self.route.folder) | own
+
+    def write(self, transformer: Path, pooling: Path, num_units: int, expansion: Path | None = None) -> None:
+        """Copy the model's files into `transformer` and write the settings there and into `pooling`; where the side
+        has an expansion, it is written into `expansion`, in float32."""
         transformer.mkdir(parents=True, exist_ok=True)
         for name, path in model_files(self.route.folder).items():
             target = transformer / name
@@ -159,6 +178,9 @@ class SpladeSide:
             else:
                 shutil.copyfile(path, target)
         st_folder.write_splade_settings(self.route, transformer, pooling, num_units)
+        own = self._expansion()
+        if own is not None and expansion is not None:
+            own.save(expansion)
 
 
 def _write_whole(folder: Path, out: Path) -> None:
@@ -175,7 +197,7 @@ class SpladeEncoder(SparseEncoder):
 
     An empty text (or one of white space only) lights up nothing, unlike in sentence-transformers, where it
     gets what the model makes of ``[CLS][SEP]``. All other vectors equal sentence-transformers', special
-    tokens included.
+    tokens included, where a folder has no term expansion, which that library does not know.
     """
 
     family = "splade"
@@ -215,9 +237,7 @@ class SpladeEncoder(SparseEncoder):
         if not self.documents.shares_model_with(self.queries):
             sides["queries"] = self.queries
         files = {
-            f"{name}/{file}": path
-            for name, side in sides.items()
-            for file, path in model_files(side.route.folder).items()
+            f"{name}/{file}": path for name, side in sides.items() for file, path in side.files().items()
         }
         settings = {"documents": self.documents.settings(), "queries": self.queries.settings()}
         return fingerprint({"family": self.family, **settings}, files)
@@ -247,14 +267,16 @@ class SpladeEncoder(SparseEncoder):
         folder.mkdir(parents=True, exist_ok=True)
         documents, queries = self.documents, self.queries
         if replace(documents.route, prompt="") == replace(queries.route, prompt=""):
-            documents.write(folder, folder / "1_SpladePooling", len(self._vocabulary))
-            st_folder.write_modules(folder)
+            modules = st_folder.splade_modules(documents.route)
+            transformer, pooling, *expansion = (folder / module for module in modules)
+            documents.write(transformer, pooling, len(self._vocabulary), *expansion)
+            st_folder.write_modules(folder, modules)
         else:
             routes = {}
             for task, side in (("query", queries), ("document", documents)):
-                routes[task] = [f"{task}_0_MLMTransformer", f"{task}_1_SpladePooling"]
-                transformer, pooling = (folder / module for module in routes[task])
-                side.write(transformer, pooling, len(self._vocabulary))
+                routes[task] = st_folder.splade_modules(side.route, task)
+                transformer, pooling, *expansion = (folder / module for module in routes[task])
+                side.write(transformer, pooling, len(self._vocabulary), *expansion)
             st_folder.write_router(folder, routes)
         prompts = {"query": queries.route.prompt, "document": documents.route.prompt}
         st_folder.write_config(folder, prompts, documents.max_active_dims)
