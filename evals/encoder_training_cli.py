@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retrieval.cli.training_data import Cache
+from retrieval.training import DEFAULT_CACHE
+
 if TYPE_CHECKING:
     from retrieval.training.training import Evaluate
 
@@ -47,6 +50,7 @@ def encoder_command(
         bool, typer.Option("--resume", help="Go on in OUT from its last checkpoint, with the same options.")
     ] = False,
     device: DeviceOption = None,
+    cache: Cache = DEFAULT_CACHE,
     as_json: JsonOption = False,
 ) -> None:
     """Train a sparse encoder by a recipe.
@@ -81,6 +85,7 @@ def encoder_command(
         watch_routers=RoutingRecorder,
         resume=resume,
         device=device,
+        cache=cache,
     )
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))

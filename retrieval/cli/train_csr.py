@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from retrieval.cli.options import Json, print_json
-from retrieval.cli.training_data import DEFAULT_CACHE, Cache, Device, Seed
+from retrieval.cli.training_data import Cache, Device, Seed
+from retrieval.training import DEFAULT_CACHE
 from runtime.errors import UsageError
 
 

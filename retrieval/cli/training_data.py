@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.cli.options import Json, print_json
+from retrieval.training import DEFAULT_CACHE
 from runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from retrieval.training.mining.mine import MiningReport
     from retrieval.training.pairs import PairFile
     from retrieval.training.row_cache import CacheUse
-
-DEFAULT_CACHE = Path(".lexpert/training")
 
 Cache = Annotated[
     Path, typer.Option(help="Folder for vectors and scores of texts; used again.", metavar="DIR")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from retrieval.encoders.token_batches import token_batches
 from retrieval.encoders.token_inputs import chosen, padded, tokenize, usable_positions
+from retrieval.training.term_vectors import term_vectors
 from runtime.errors import UsageError
 
 OFFSET = 5.0
@@ -139,16 +140,7 @@ def _scaled(linear: Tensor, common: Tensor, spread: Tensor) -> Tensor:
 
 def _meanings(model: Any, tokenizer: Any, terms: Tensor) -> Tensor:
     """Mean states of texts of one term each, float64 ``[terms, width]``: centred, of length 1."""
-    around = tokenizer("")["input_ids"]
-    before, after = around[: (len(around) + 1) // 2], around[(len(around) + 1) // 2 :]
-    found = []
-    for some in terms.split(256):
-        rows = [[*before, term, *after] for term in some.tolist()]
-        inputs = padded({"input_ids": rows}, tokenizer.pad_token_id or 0, model.device)
-        with torch.inference_mode():
-            states = model.base_model(**inputs).last_hidden_state
-        found.append(nn.functional.normalize(states.mean(1).double().cpu(), dim=1))
-    means = torch.cat(found)
+    means = term_vectors(model, tokenizer, terms).double()
     return nn.functional.normalize(means - means.mean(0), dim=1)
 
 

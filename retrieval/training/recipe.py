@@ -121,6 +121,18 @@ class Routers(_Part):
     z: Strength = 0.001
 
 
+class ExpansionSettings(_Part):
+    """A term expansion that is learned beside a model that stays as it is; see `retrieval.training.expanded_terms`.
+
+    Attributes:
+        threshold: standard deviations of a term's similarity with texts at which it starts to be lit.
+        gain: what the expansion is multiplied by at first.
+    """
+
+    threshold: Annotated[float, Field(allow_inf_nan=False)] = 2.0
+    gain: Scale = 0.3
+
+
 class Recipe(_Part):
     """All of it.
 
@@ -132,6 +144,8 @@ class Recipe(_Part):
         activation: of logits; see `retrieval.encoders.vocabulary_head`.
         frozen_layers: of the transformer, the first ones, that stay as they are, and the embeddings with them (the
             decoder, where it is tied to them); no gradient goes through them. None trains everything.
+        expansion: None trains the model itself; with settings the model and its head stay, and a term expansion over
+            them is trained, with the query table. `optimiser.learning_rate` is the expansion's then.
         idf_floor: lowest IDF, for the penalty of the most frequent terms.
         routers: for models with experts.
         steps: of the optimiser.
@@ -149,6 +163,7 @@ class Recipe(_Part):
     queries: Literal["shared", "own", "table"] = "shared"
     activation: Literal["relu", "log1p_relu"] = "relu"
     frozen_layers: Whole | None = None
+    expansion: ExpansionSettings | None = None
     idf_floor: Scale = 0.1
     batch: Batch = Batch()
     losses: Annotated[list[Loss], Field(min_length=1)]
@@ -181,6 +196,11 @@ class Recipe(_Part):
             )
         if self.frozen_layers is not None and self.family != "splade":
             raise ValueError(f"frozen_layers is of the family splade, not of {self.family}")
+        if self.expansion and (self.queries != "table" or self.frozen_layers is not None or self.batch.part):
+            raise ValueError(
+                "an expansion is of queries: table, over a model that stays as it is; leave out frozen_layers and "
+                "batch.part"
+            )
         if self.batch.topics and self.batch.queries % self.batch.topics:
             raise ValueError(
                 f"{self.batch.queries} queries of a batch cannot be shared out among {self.batch.topics} topics"

@@ -22,6 +22,7 @@ from retrieval.encoders.masked_language_model import DecoderInput
 from retrieval.encoders.token_batches import token_batches
 from retrieval.encoders.token_inputs import Tokens, chosen, padded, tokenize, usable_positions
 from retrieval.encoders.vocabulary_head import Activation
+from retrieval.training.expanded_terms import ExpandedTerms
 from retrieval.training.training_head import max_pooled_terms
 from runtime.errors import UsageError
 
@@ -203,7 +204,7 @@ class SparseModel(nn.Module):
 
     def __init__(
         self,
-        passages: TermModel,
+        passages: TermModel | ExpandedTerms,
         queries: TermModel | QueryWeights | None,
         max_query_length: int,
         max_passage_length: int,
@@ -217,7 +218,8 @@ class SparseModel(nn.Module):
         return self.passages.device
 
     def tokenize_queries(self, texts: Sequence[str]) -> Tokens:
-        return (self.queries or self.passages).tokens_of(texts, self.max_query_length)
+        model = self.queries or self.passages
+        return model.tokens_of(texts, self.max_query_length)
 
     def tokenize_passages(self, texts: Sequence[str]) -> Tokens:
         return self.passages.tokens_of(texts, self.max_passage_length)
@@ -245,6 +247,9 @@ class SparseModel(nn.Module):
             routes = {"document": ["document_0_MLMTransformer", "document_1_SpladePooling"]}
             transformer, pooling = (folder / name for name in routes["document"])
             self.passages.save(transformer, pooling, self.max_passage_length)
+            if isinstance(self.passages, ExpandedTerms):
+                routes["document"].append("document_2_TermExpansion")
+                self.passages.expansion().save(folder / routes["document"][-1])
             if isinstance(self.queries, QueryWeights):
                 routes["query"], family = ["query_0_SparseStaticEmbedding"], "inference_free"
                 self.queries.save(folder / routes["query"][0])

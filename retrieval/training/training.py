@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieval.encoders.encoder import SparseEncoder
-from retrieval.training.recipe import Recipe
+from retrieval.training import DEFAULT_CACHE
+from retrieval.training.recipe import ExpansionSettings, Recipe
 from retrieval.training.training_set import TrainingSet
 from runtime.errors import FormatError, NotFoundError, UsageError
 from runtime.output_folder import new_folder, require_room
@@ -79,6 +80,7 @@ def train(
     watch_routers: Callable[[Any], RouterWatch] | None = None,
     resume: bool = False,
     device: str | None = None,
+    cache: str | Path = DEFAULT_CACHE,
 ) -> TrainingReport:
     """Train a sparse encoder.
 
@@ -100,6 +102,7 @@ def train(
         watch_routers: makes a recorder of a model's routers, for recipes that name their losses.
         resume: go on in `out`; where there is nothing to go on with, start. A training that is done is reported again.
         device: of torch; None takes a GPU where there is one, or one for each process.
+        cache: folder of what models that stay as they are made of texts.
 
     Raises:
         NotFoundError: the checkpoint is missing, or an optional package is.
@@ -118,6 +121,7 @@ def train(
 
     base, out = Path(base), Path(out)
     described = read_folder(base)
+    _require_no_expansion(base, described)
     batches = TrainingBatches(data, recipe)
     with joined_processes(device) as processes:
         if processes.count > 1 and recipe.batch.sampled_terms:
@@ -127,7 +131,7 @@ def train(
             )
         torch.manual_seed(recipe.seed)  # of a head that starts at random
         # Loaded first: a folder that holds no model must not leave a folder of a training behind.
-        model, idf = _new_model(recipe, described, data, torch.device(processes.device))
+        model, idf = _new_model(recipe, described, data, Path(cache), processes)
         request = {
             "base": str(base.resolve()),
             "base_weights": fingerprint({}, _files(described)),
@@ -285,6 +289,18 @@ class Evaluations:
             self._model.save(partial)
 
 
+def _require_no_expansion(base: Path, described: SparseEncoderFolder) -> None:
+    """Refuse what would be lost, or would not fit the model any more."""
+    from retrieval.encoders.sentence_transformers_folder import SpladeRoute
+
+    routes = (described.documents, described.queries)
+    if any(isinstance(route, SpladeRoute) and route.expansion is not None for route in routes):
+        raise UsageError(
+            f"{base} has a term expansion, which cannot be trained further; "
+            "start from the encoder that it was trained for"
+        )
+
+
 def _files(base: SparseEncoderFolder) -> dict[str, Path]:
     """All that a training takes from a folder, by name."""
     from retrieval.encoders.fingerprint import model_files
@@ -302,7 +318,7 @@ def _files(base: SparseEncoderFolder) -> dict[str, Path]:
 
 
 def _new_model(
-    recipe: Recipe, base: SparseEncoderFolder, data: TrainingSet, device: Any
+    recipe: Recipe, base: SparseEncoderFolder, data: TrainingSet, cache: Path, processes: Processes
 ) -> tuple[Any, Tensor | None]:
     """The module to train, and the idf of its terms for penalties, where there is a query table."""
     import torch
@@ -315,7 +331,7 @@ def _new_model(
         inverse_document_frequency,
     )
 
-    batch, idf = recipe.batch, None
+    batch, idf, device = recipe.batch, None, torch.device(processes.device)
     model: Any
     if recipe.family != "splade":
         from retrieval.encoders.token_weight_model import TokenWeightSettings
@@ -326,7 +342,11 @@ def _new_model(
         )
         model = start_token_weights(base.documents.folder, settings, data.passages, device)
     else:
-        passages = TermModel(base.documents.folder, recipe.activation, device)
+        passages: Any = (
+            TermModel(base.documents.folder, recipe.activation, device)
+            if recipe.expansion is None
+            else _expanded(recipe, recipe.expansion, base.documents.folder, data, cache, processes)
+        )
         queries: Any = None
         if recipe.queries == "own":
             separate = (
@@ -356,6 +376,37 @@ def _new_model(
             elif isinstance(getattr(module, "dropout_prob", None), float):
                 module.dropout_prob = recipe.dropout
     return model, idf
+
+
+def _expanded(
+    recipe: Recipe,
+    settings: ExpansionSettings,
+    folder: Path,
+    data: TrainingSet,
+    cache: Path,
+    processes: Processes,
+) -> Any:
+    """The frozen model with its expansion. One process encodes the passages, the others take them from the cache."""
+    import torch
+
+    from retrieval.training.expanded_terms import ExpandedTerms
+
+    if not processes.leads:
+        processes.wait()
+    with processes.progress("encoding passages", len(data.passages), "passages") as advance:
+        found = ExpandedTerms(
+            folder,
+            settings,
+            recipe.activation,
+            data.passages,
+            recipe.batch.max_passage_length,
+            cache,
+            torch.device(processes.device),
+            advance,
+        )
+    if processes.leads:
+        processes.wait()
+    return found
 
 
 def _table(route: TableRoute, num_terms: int) -> Tensor:
