@@ -339,3 +339,20 @@ def _has(package: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(package) is not None
+
+
+def test_a_base_with_a_term_expansion_is_refused(
+    make_recipe: MakeRecipe, make_language_model: MakeModel, training_set: TrainingSet, tmp_path: Path
+) -> None:
+    from retrieval.encoders.expansion import TermExpansion
+    from retrieval.encoders.sentence_transformers_folder import SpladeRoute
+    from retrieval.encoders.splade import SpladeEncoder, SpladeOptions, SpladeSide
+
+    model = make_language_model()
+    terms = len(SparseEncoder.load(model).vocabulary)
+    TermExpansion(torch.zeros(terms, 16), torch.zeros(terms)).save(tmp_path / "module")
+    side = SpladeSide(SpladeRoute(model, expansion=tmp_path / "module"), SpladeOptions())
+    SpladeEncoder(side, side).save(tmp_path / "base")
+    with pytest.raises(UsageError, match="has a term expansion, which cannot be trained further"):
+        train(make_recipe(), tmp_path / "base", training_set, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
