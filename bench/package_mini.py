@@ -159,7 +159,7 @@ A small sparse encoder for English, which comes with lexpert: `SparseEncoder.loa
 
 It was trained by `lexpert train encoder` with the recipe in recipe.yaml, {report["steps"]:,} steps, on
 {report["queries"]:,} queries with {report["passages"]:,} passages (training set {asked["training_set"][:16]}…, started
-from weights {asked["base_weights"][:16]}…). Its weights are kept in 8 bits, by `lexpert train shrink`.
+from weights {asked["base_weights"][:16]}…). Its weights are kept in 8 bits or fewer, by `lexpert train shrink`.
 Fingerprint of its vectors: `{scores["encoder_fingerprint"]}`.
 
 ## Scores

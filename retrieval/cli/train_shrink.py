@@ -1,4 +1,4 @@
-"""``lexpert train shrink``: an encoder in a quarter of its bytes."""
+"""``lexpert train shrink``: an encoder in a quarter of its bytes or less."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ def shrink(
             help="Most tokens of a text that a model reads.", show_default="as the encoder has it", min=1
         ),
     ] = None,
+    word_bits: Annotated[
+        int,
+        typer.Option(help="Bits of the tables with a row for each term, 8 or 4; all else has 8."),
+    ] = 8,
     check: Annotated[
         Path | None,
         typer.Option(
@@ -45,6 +49,8 @@ def shrink(
 ) -> None:
     """Write an encoder with its weights in 8 bits: a quarter of the bytes, and nearly the same vectors.
 
+    With --word-bits 4 the tables of words, half of a small model and more, take 4 bits.
+
     The new folder is used like any other encoder's. It computes in float32 or bfloat16 as before, so that it is
     smaller, not faster; other libraries do not read its weights.
 
@@ -55,13 +61,24 @@ def shrink(
     lexpert train shrink run/model mini --max-active-dims 200 --check data/scifact
 
     lexpert train shrink run/model shallow --layers 4
+
+    lexpert train shrink run/model tiny --word-bits 4
     """
     from dataclasses import asdict
 
     from retrieval.encoders.shrink import shrink
 
+    if word_bits not in (8, 4):
+        raise UsageError(f"--word-bits is 8 or 4, not {word_bits}")
     texts = _first_texts(check, documents) if check is not None else None
-    done = shrink(encoder, out, layers=layers, max_active_dims=max_active_dims, max_length=max_length)
+    done = shrink(
+        encoder,
+        out,
+        layers=layers,
+        max_active_dims=max_active_dims,
+        max_length=max_length,
+        word_bits=word_bits,  # type: ignore[arg-type]  # checked above
+    )
     difference = None if texts is None else _compare(encoder, out, texts)
     if as_json:
         compared = None if difference is None else asdict(difference)

@@ -80,6 +80,28 @@ def load_classifier(folder: Path) -> Any:
     return model
 
 
+def word_tables(folder: Path) -> list[str]:
+    """Names of the weights that have a row for each term: the embeddings of words, and the decoder of the vocabulary
+    head; where they are one, a file has it under one of the names.
+
+    Raises:
+        FormatError: config.json does not describe a masked language model.
+    """
+    register_backbone(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # as in `_load`
+        raise FormatError(
+            f"{folder} cannot be read as a masked language model: {_sentence(error)}"
+        ) from error
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(module.weight) for module in modules if module is not None}
+    named = model.named_parameters(remove_duplicate=False)
+    return [name for name, parameter in named if id(parameter) in tables]
+
+
 def _load(folder: Path, auto_class: Any, kind: str) -> tuple[Any, list[str]]:
     """The model and the names of the weights that its folder lacks."""
     rounded = (folder / ROUNDED_WEIGHTS).is_file()

@@ -1,4 +1,4 @@
-"""An encoder in a quarter of its bytes, for packages and small machines."""
+"""An encoder in a quarter of its bytes or less, for packages and small machines."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from retrieval.encoders import sentence_transformers_folder as st_folder
 from retrieval.encoders.encoder import SparseEncoder
-from retrieval.encoders.fingerprint import ROUNDED_WEIGHTS, tokenizer_files
+from retrieval.encoders.fingerprint import EXPANSION_FILE, ROUNDED_WEIGHTS, tokenizer_files
 from retrieval.encoders.sentence_transformers_folder import TableRoute, read_object
 from runtime.errors import NotFoundError, UsageError
 from runtime.folder_bytes import folder_bytes
@@ -47,8 +47,9 @@ def shrink(
     layers: int | None = None,
     max_active_dims: int | None = None,
     max_length: int | None = None,
+    word_bits: Literal[8, 4] = 8,
 ) -> Shrunk:
-    """Write the encoder in `folder` to `out`, with its models' weights in 8 bits; see `rounded_weights`.
+    """Write the encoder in `folder` to `out`, with its models' weights in 8 or 4 bits; see `rounded_weights`.
 
     The result loads as the encoder does; its vectors differ by what rounding makes of them, which an evaluation
     tells. Saved again, it is written in float32, which other libraries read. A tokenizer that both sides of an
@@ -60,15 +61,19 @@ def shrink(
             is left was never trained to work without the others.
         max_active_dims: keep only so many terms of a text, the heaviest; None keeps what the folder says.
         max_length: most tokens of a text that a model reads; None keeps what the folder says.
+        word_bits: of the tables with a row for each term, the largest of a small model: embeddings, decoder, and the
+            weights of a term expansion. All other matrices have 8 bits.
 
     Raises:
         ConflictError: `out` exists, or another process is writing it.
-        UsageError: a weight does not fit 8 bits, or layers cannot be left out.
+        UsageError: a weight does not fit its bits, or layers cannot be left out.
         FormatError, NotFoundError: `folder` holds no such encoder.
     """
     from safetensors.torch import load_file
 
-    from retrieval.encoders.rounded_weights import save_rounded
+    from retrieval.encoders.expansion import TermExpansion
+    from retrieval.encoders.language_model_folder import word_tables
+    from retrieval.encoders.rounded_weights import ALL_EIGHT, save_rounded
 
     require_new(out)
     if not folder.is_dir():
@@ -79,6 +84,12 @@ def shrink(
     kept: list[int] = []
     with new_folder(out) as partial:
         encoder.save(partial)
+        expansions = [path.parent for path in sorted(partial.rglob(EXPANSION_FILE))]
+        if expansions and layers is not None:
+            raise UsageError(
+                f"{folder} has a term expansion, which reads what all its layers make of a text; leave out the layers "
+                "first, and train the expansion after that"
+            )
         for weights in sorted(partial.rglob("model.safetensors")):
             config = read_object(weights.parent / "config.json")
             if "model_type" not in config:  # the table of queries
@@ -88,10 +99,13 @@ def shrink(
             if layers is not None:
                 config, tensors = with_layers(config, tensors, kept)
                 st_folder.write_json(weights.parent / "config.json", config)
-            save_rounded(tensors, weights.parent / ROUNDED_WEIGHTS)
+            bits = ALL_EIGHT if word_bits == 8 else dict.fromkeys(word_tables(weights.parent), word_bits)
+            save_rounded(tensors, weights.parent / ROUNDED_WEIGHTS, bits)
             weights.unlink()
         if not kept:
             raise UsageError(f"{folder} holds no masked language model; only encoders with one can be shrunk")
+        for module in expansions:
+            TermExpansion.load(module).save(module, word_bits)
         _share_tokenizer(partial)
         for tokenizer in partial.rglob("tokenizer.json"):
             _compact(tokenizer)

@@ -18,11 +18,20 @@ from safetensors.torch import load_file, save_file
 import lexpert
 from retrieval.encoders import sentence_transformers_folder as st_folder
 from retrieval.encoders.encoder import SparseEncoder
-from retrieval.encoders.fingerprint import ROUNDED_WEIGHTS, tokenizer_files
+from retrieval.encoders.expansion import TermExpansion
+from retrieval.encoders.fingerprint import EXPANSION_FILE, ROUNDED_WEIGHTS, tokenizer_files
 from retrieval.encoders.inference_free import inference_free_from
-from retrieval.encoders.rounded_weights import load_rounded, round_to_bytes, save_rounded
+from retrieval.encoders.rounded_weights import (
+    Bits,
+    load_rounded,
+    restored,
+    round_to_bytes,
+    rounded,
+    save_rounded,
+)
 from retrieval.encoders.sentence_transformers_folder import SpladeRoute, TableRoute, write_json
 from retrieval.encoders.shrink import shrink, spread_layers, with_layers
+from retrieval.encoders.splade import SpladeEncoder, SpladeOptions, SpladeSide
 from retrieval.encoders.vector_difference import vector_difference
 from runtime.errors import ConflictError, FormatError, NotFoundError, UsageError
 
@@ -147,6 +156,63 @@ def test_fewer_layers_are_those_of_the_original(
     assert (dense(SparseEncoder.load(tmp_path / "shallow"), texts) > 0).any()
 
 
+@pytest.mark.parametrize(
+    "architecture", ["bert", "distilbert", "roberta", "modernbert", "albert", "mobilebert"]
+)
+def test_tables_of_words_can_have_4_bits(
+    make_language_model: MakeModel, texts: list[str], tmp_path: Path, architecture: str
+) -> None:
+    folder = make_language_model(architecture)
+    shrink(folder, tmp_path / "eight")
+    shrink(folder, tmp_path / "four", word_bits=4)
+    whole, kept = load_file(folder / "model.safetensors"), load_file(tmp_path / "four" / ROUNDED_WEIGHTS)
+    config = json.loads((folder / "config.json").read_text())
+    tables = {name.removesuffix(".nibbles") for name in kept if name.endswith(".nibbles")}
+    assert tables == {
+        name
+        for name, weight in whole.items()
+        if "word" in name or "tok_embeddings" in name or (weight.ndim == 2 and "decoder" in name)
+    }
+    assert tables
+    assert all(len(whole[name]) == config["vocab_size"] for name in tables)
+    assert set(load_rounded(tmp_path / "four" / ROUNDED_WEIGHTS)) == set(whole)
+    eight, four = (SparseEncoder.load(tmp_path / name) for name in ("eight", "four"))
+    assert four.encode_documents(texts).nnz
+    assert four.fingerprint != eight.fingerprint
+    four.save(tmp_path / "again")  # in float32, which is what it computed with
+    np.testing.assert_array_equal(dense(SparseEncoder.load(tmp_path / "again"), texts), dense(four, texts))
+
+
+@pytest.mark.parametrize("word_bits", [8, 4])
+def test_a_term_expansion_is_rounded_too(
+    make_language_model: MakeModel, texts: list[str], tmp_path: Path, word_bits: Bits
+) -> None:
+    model = make_language_model()
+    terms = len(SparseEncoder.load(model).vocabulary)
+    draw = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(terms, 16, generator=draw), torch.randn(terms, generator=draw)
+    TermExpansion(weight, bias).save(tmp_path / "module")
+    side = SpladeSide(SpladeRoute(model, expansion=tmp_path / "module"), SpladeOptions())
+    SpladeEncoder(side, side).save(tmp_path / "whole")
+    shrink(tmp_path / "whole", tmp_path / "small", word_bits=word_bits)
+    small = SparseEncoder.load(tmp_path / "small")
+    found = TermExpansion.load(tmp_path / "small" / "2_TermExpansion")
+    expected = restored(rounded({"w": weight}, {"w": word_bits}), tmp_path)["w"]
+    assert torch.equal(found.weight, expected)
+    assert torch.equal(found.bias, bias.half().float())
+    sizes = [
+        (tmp_path / name / "2_TermExpansion" / EXPANSION_FILE).stat().st_size for name in ("whole", "small")
+    ]
+    assert sizes[1] < sizes[0]
+    small.save(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "2_TermExpansion" / EXPANSION_FILE)
+    assert again["weight"].dtype == torch.float32
+    np.testing.assert_array_equal(dense(SparseEncoder.load(tmp_path / "again"), texts), dense(small, texts))
+    with pytest.raises(UsageError, match="has a term expansion, which reads what all its layers make"):
+        shrink(tmp_path / "whole", tmp_path / "shallow", layers=1)
+    assert not (tmp_path / "shallow").exists()
+
+
 def test_layers_that_are_not_alike_are_not_left_out(make_language_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="layers of this modernbert are not all alike"):
         shrink(make_language_model("modernbert"), tmp_path / "shallow", layers=1)
@@ -230,10 +296,14 @@ def test_the_command_tells_sizes_and_differences(
     assert told["bytes_after"] == sum(path.stat().st_size for path in files_of(tmp_path / "a"))
     assert told["check"]["documents"] == len(texts)
     assert 0.9 < told["check"]["lowest_cosine"] <= told["check"]["mean_cosine"] <= 1
-    options = ["--check", str(corpus), "--documents", "2"]
+    options = ["--check", str(corpus), "--documents", "2", "--word-bits", "4"]
     monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "b"), *options])
     with pytest.raises(SystemExit, match="0"):
         lexpert.main()
     out = capsys.readouterr().out
     assert "bytes before" in out
     assert "on 2 documents: cosine" in out
+    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "c"), "--word-bits", "5"])
+    with pytest.raises(SystemExit, match="2"):
+        lexpert.main()
+    assert "--word-bits is 8 or 4, not 5" in capsys.readouterr().err
