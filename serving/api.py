@@ -13,6 +13,7 @@ from serving.deadline import WorkStoppedError
 from serving.errors import ApiError, from_library, internal_error
 from serving.generators import Generators
 from serving.indexes.writing import Writing
+from serving.key_file import with_keys
 from serving.keys import KeyRing
 from serving.metrics import GONE, OTHER
 from serving.request_identity import REQUEST_ID
@@ -38,6 +39,7 @@ class Api:
         writing: Writing | None = None,
         generators: Generators | None = None,
     ) -> None:
+        configuration = with_keys(configuration)
         self.state = ServerState(configuration, writing, generators)
         self._keys = KeyRing(configuration.keys)
 
@@ -54,7 +56,7 @@ class Api:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 try:
-                    await asyncio.to_thread(self.state.open)
+                    await self.state.start()
                 except Exception as error:
                     logger.error("%s", error, exc_info=not isinstance(error, LexpertError))
                     await send({"type": "lifespan.startup.failed", "message": str(error)})

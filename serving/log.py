@@ -28,7 +28,15 @@ class LineFormatter(logging.Formatter):
 
 def log_to_file(log_file: Path) -> None:
     """Send the server's log of this process to a file."""
-    handler = logging.FileHandler(log_file, encoding="utf-8")
+    _log_to(logging.FileHandler(log_file, encoding="utf-8"))
+
+
+def log_to_standard_error() -> None:
+    """Send the server's log of this process to standard error."""
+    _log_to(logging.StreamHandler())
+
+
+def _log_to(handler: logging.Handler) -> None:
     handler.setFormatter(LineFormatter())
     logger.addHandler(handler)
     logger.propagate = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,11 @@ from serving.indexes.readers import Readers, reaches
 from serving.indexes.writers import Writers
 from serving.indexes.writing import LocalWriting, Writing
 from serving.metrics import Metrics
+
+logger = logging.getLogger("serving")
+
+STARTED_S = 60.0
+"""How long a start waits for the process that writes: it may have a long log to apply."""
 
 Result = TypeVar("Result")
 
@@ -84,6 +90,20 @@ class ServerState:
                 headers=RETRY,
             )
         return self._readers.catalogue
+
+    async def start(self) -> None:
+        """Open everything, when the processes that write and that hold models have started.
+
+        Should the one that writes not come up in time, searches begin without it.
+        """
+        try:
+            async with asyncio.timeout(STARTED_S):
+                await self.writing.started()
+        except (ApiError, TimeoutError):
+            logger.warning("the process that writes has not started; what it has to apply is seen later")
+        await asyncio.to_thread(self.open)
+        for generator in self.generators.values():
+            await generator.about()
 
     def open(self) -> None:
         """Open the indexes, load their encoders and warm the kernels up (blocking)."""

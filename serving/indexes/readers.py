@@ -37,6 +37,7 @@ class Readers:
         self._dense = {name: path for name, path in configuration.indexes.items() if is_dense(path)}
         self._given = {n: path for n, path in configuration.indexes.items() if n not in self._dense}
         self._writable = configuration.writable
+        self._given_aliases = configuration.aliases
         self._data = DataFolder(configuration.data.absolute()) if configuration.data is not None else None
         self._looking = threading.Lock()
         self._seen: dict[str, Signature] = {}
@@ -56,7 +57,7 @@ class Readers:
         """
         try:
             dense = {name: ServedDense.open(name, folder) for name, folder in self._dense.items()}
-            self.catalogue = Catalogue({}, dense=dense)
+            self.catalogue = Catalogue({}, self._given_aliases, dense)
             self.look(is_first=True)
             self.catalogue.warm_up()
         except BaseException:
@@ -151,11 +152,11 @@ class Readers:
 
     def _aliases(self, before: Catalogue) -> dict[str, str]:
         if self._data is None:
-            return {}
+            return dict(self._given_aliases)
         signature = signature_of(self._data.aliases_file)
         if signature == self._seen_aliases:
             return dict(before.aliases)
-        aliases = self._data.aliases()
+        aliases = self._data.aliases() | self._given_aliases
         self._seen_aliases = signature
         return aliases
 

@@ -12,10 +12,8 @@ from serving.indexes.known_answers import KnownAnswer
 from serving.indexes.live_index import Operation
 from serving.indexes.writers import NewIndex, Writers
 from serving.indexes.writing import LocalWriting, Written
-from serving.log import log_to_file
-from serving.ray_environment import keep_replica_on_loopback
+from serving.ray_environment import prepare_replica
 
-WRITER_APPLICATION = "lexpert-writer"
 WRITER = "writer"
 
 
@@ -24,12 +22,11 @@ class WriterReplica:
 
     Args:
         configuration: of the server.
-        log_file: where its log goes.
+        log_file: where its log goes; see `prepare_replica`.
     """
 
-    def __init__(self, configuration: ServerConfiguration, log_file: Path) -> None:
-        log_to_file(log_file)
-        keep_replica_on_loopback()
+    def __init__(self, configuration: ServerConfiguration, log_file: Path | None) -> None:
+        prepare_replica(log_file)
         self._writers = Writers(configuration)
         self._writers.open()
         self._writing = LocalWriting(self._writers)
@@ -53,6 +50,9 @@ class RemoteWriting:
 
     def __init__(self) -> None:
         self._handle: Any = None
+
+    async def started(self) -> None:
+        await self._call("started")
 
     async def create(self, name: str, new: NewIndex) -> bool:
         return bool(await self._call("create", name, new))
@@ -86,7 +86,7 @@ class RemoteWriting:
         from ray.exceptions import RayError
 
         if self._handle is None:
-            self._handle = serve.get_deployment_handle(WRITER, WRITER_APPLICATION)
+            self._handle = serve.get_deployment_handle(WRITER)
         try:
             is_done, result = await self._handle.call.remote(method, *arguments)
         except RayError as error:

@@ -162,7 +162,7 @@ class Writers:
                 raise ApiError(
                     409, "index_exists", f"there is an index {name} that was not made here", "name"
                 )
-            if name in data.aliases():
+            if name in self._aliases(data):
                 raise ApiError(
                     409, "alias_exists", f"{name} is an alias; remove it, or take another name", "name"
                 )
@@ -209,7 +209,7 @@ class Writers:
                 raise read_only(name)
             if not data.index(name).exists():
                 raise index_not_found(name)
-            if aliases := sorted(alias for alias, index in data.aliases().items() if index == name):
+            if aliases := sorted(alias for alias, index in self._aliases(data).items() if index == name):
                 raise ApiError(
                     409,
                     "index_has_alias",
@@ -226,12 +226,20 @@ class Writers:
         """Set (or, with None, remove) aliases, all at once; returns all that there are then.
 
         Raises:
-            ApiError: 404 for an index that there is not, 409 for an alias with the name of an index.
+            ApiError: 404 for an index that there is not, 409 for an alias with the name of an index, or of the
+                configuration.
         """
         with self._changing:
             data = self._lock_data()
             aliases = data.aliases()
             for alias, name in changes.items():
+                if alias in self._configuration.aliases:
+                    raise ApiError(
+                        409,
+                        "alias_exists",
+                        f"the alias {alias} stands in the configuration of the server, and can be changed there only",
+                        f"aliases.{alias}",
+                    )
                 if alias in self._configuration.indexes or data.index(alias).exists():
                     raise ApiError(409, "index_exists", f"{alias} is an index already", f"aliases.{alias}")
                 if name is None:
@@ -241,7 +249,7 @@ class Writers:
                 else:
                     aliases[alias] = name
             data.set_aliases(aliases)
-            return aliases
+            return self._aliases(data)
 
     def snapshot(self, name: str, uid: str) -> dict[str, Any]:
         """Copy the last commit of an index into the data folder."""
@@ -261,6 +269,10 @@ class Writers:
             shutil.rmtree(copy, ignore_errors=True)
             raise
         return {"snapshot": snapshot, "version": version, "documents": documents, "bytes": size}
+
+    def _aliases(self, data: DataFolder) -> dict[str, str]:
+        """All aliases; those of the configuration come before others of their name."""
+        return data.aliases() | self._configuration.aliases
 
     def _folder(self, name: str) -> Path | None:
         """The folder of an index; None if there is none of that name."""

@@ -41,6 +41,10 @@ class Written:
 class Writing(Protocol):
     """Raises ApiError in all methods, as those of `Writers` do."""
 
+    async def started(self) -> None:
+        """Return when the logs of an earlier process are applied."""
+        ...
+
     async def create(self, name: str, new: NewIndex) -> bool: ...
 
     async def delete(self, name: str) -> None: ...
@@ -66,6 +70,9 @@ class LocalWriting:
     def __init__(self, writers: Writers) -> None:
         self._writers = writers
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="writing")
+
+    async def started(self) -> None:
+        """They are opened before they are given to anybody."""
 
     async def create(self, name: str, new: NewIndex) -> bool:
         return await self._in_thread(partial(self._writers.create, name, new))

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from runtime.errors import FormatError, LexpertError, NotFoundError, UsageError
 from serving.cli import configure, example_of
 from serving.configuration import ServerConfiguration
-from serving.key_file import read_keys
+from serving.key_file import read_keys, with_keys
 from serving.keys import Key
 
 SECRET = "secret-0123456789abcdef"
@@ -37,7 +37,8 @@ def test_keys_come_from_yaml_and_json(tmp_path: Path, name: str, dump: Any) -> N
     assert first.sha256 == hashlib.sha256(SECRET.encode()).hexdigest()
     assert (other.sha256, other.rate, other.burst) == ("0" * 64, 5, 10)
     configuration = configure(["docs=x"], 0, keys=path)
-    assert configuration.keys == (first, other)
+    assert (configuration.keys, configuration.keys_file) == ((), path)
+    assert with_keys(configuration).keys == (first, other)
     assert '"authorization: Bearer $KEY"' in example_of(configuration, "http://x")
     assert "authorization" not in example_of(configure(["docs=x"], 0), "http://x")
 

@@ -25,7 +25,7 @@ def writer_process() -> psutil.Process:
     (found,) = [
         process
         for process in psutil.Process().children(recursive=True)
-        if "lexpert-writer" in " ".join(process.cmdline())
+        if "lexpert:writer" in " ".join(process.cmdline())
     ]
     return found
 

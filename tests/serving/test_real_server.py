@@ -113,7 +113,7 @@ def test_a_request_id_goes_there_and_back_once(client: httpx.Client) -> None:
     assert re.fullmatch("[0-9a-f]{32}", made)
 
 
-BEHIND_HAPROXY = pytest.mark.skipif(usable_haproxy() is None, reason="needs HAProxy")
+BEHIND_HAPROXY = pytest.mark.skipif(usable_haproxy()[0] is None, reason="needs HAProxy")
 
 
 def exchange(server: RunningServer, request: bytes) -> httpx.Response:

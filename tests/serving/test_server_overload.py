@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving import application
+from serving.application import running
 from serving.configuration import ServerConfiguration
 
 # Not importorskip: Ray must be imported by the server, after its settings are made.
@@ -19,16 +19,14 @@ pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the serv
 CLIENTS = 48
 
 
-def test_what_is_too_much_is_refused_with_429_and_when_to_come_back(
-    index_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(application, "MAX_ONGOING_REQUESTS", 2)
-    monkeypatch.setattr(application, "MAX_QUEUED_REQUESTS", 2)
-    configuration = ServerConfiguration(indexes={"docs": index_folder}, port=0, threads=1)
+def test_what_is_too_much_is_refused_with_429_and_when_to_come_back(index_folder: Path) -> None:
+    configuration = ServerConfiguration(
+        indexes={"docs": index_folder}, port=0, threads=1, max_ongoing_requests=2, max_queued_requests=2
+    )
     body = {"queries": ["file json path object"] * 10, "k": 100, "with": ["text", "explain"]}
     together = threading.Barrier(CLIENTS)
     with (
-        application.running(configuration) as server,
+        running(configuration) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
 

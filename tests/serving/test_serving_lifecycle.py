@@ -25,8 +25,10 @@ from serving.haproxy import haproxy_settings, usable_haproxy
 from serving.log import last_error, relayed
 from serving.ports import choose_port
 from serving.private_folder import LONGEST_BASE, private_folder
-from serving.ray_environment import environment, ray_settings
+from serving.ray_environment import cluster_settings, environment, ray_settings
 from serving.request_identity import RequestIdentity
+
+SERVED = ServerConfiguration(indexes={"docs": Path("docs")})
 
 
 def test_until_its_indexes_are_open_a_server_lives_but_is_not_ready(
@@ -239,7 +241,7 @@ def test_a_configuration_refuses_what_it_does_not_know() -> None:
 
 def test_the_private_folder_and_the_token_are_for_this_user_alone() -> None:
     with private_folder() as folder:
-        ray_settings(folder, Limits())
+        ray_settings(folder, SERVED)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
         assert len((folder / "token").read_text()) == 64
@@ -273,15 +275,43 @@ def test_without_a_usable_haproxy_the_python_proxy_is_taken_and_the_log_says_so(
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o700)
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(broken))
-    assert usable_haproxy() is None
-    settings = ray_settings(tmp_path, Limits())
-    assert settings["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert usable_haproxy() == (None, f"{broken} cannot be used: it ends with 1")
+    settings = ray_settings(tmp_path, SERVED)
+    assert settings["RAY_SERVE_ENABLE_HA_PROXY"] == settings["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "0"
     assert len(caplog.records) == 1
     assert "Python proxy" in caplog.text
+    assert str(broken) in caplog.text
+    with pytest.raises(NotFoundError, match=r"proxy is haproxy, but .* set proxy to auto"):
+        ray_settings(tmp_path, SERVED.model_copy(update={"proxy": "haproxy"}))
 
 
-def test_the_launcher_completes_what_ray_writes(tmp_path: Path) -> None:
-    settings = haproxy_settings(tmp_path, "/bin/echo", Limits(body_timeout_s=2.5))
+@pytest.mark.skipif(usable_haproxy()[0] is None, reason="needs HAProxy")
+def test_fast_settings_are_the_default_and_the_proxy_can_be_chosen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast = ray_settings(tmp_path, SERVED)
+    assert fast["RAY_SERVE_ENABLE_HA_PROXY"] == fast["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+    assert cluster_settings().items() <= fast.items()
+    slow = ray_settings(tmp_path, SERVED.model_copy(update={"proxy": "python"}))
+    assert slow["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert caplog.records == []
+
+
+@pytest.mark.skipif(usable_haproxy()[0] is None, reason="needs HAProxy")
+def test_a_haproxy_that_does_not_know_our_rules_is_not_usable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("serving.haproxy.METHODS", "GET } nonsense")
+    binary, fault = usable_haproxy()
+    assert binary is None
+    assert "cannot be used: [ALERT]" in fault
+    with pytest.raises(NotFoundError, match="ALERT"):
+        ray_settings(tmp_path, SERVED.model_copy(update={"proxy": "haproxy"}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "192.0.2.7"])
+def test_the_launcher_completes_what_ray_writes(tmp_path: Path, host: str) -> None:
+    settings = haproxy_settings(tmp_path, "/bin/echo", Limits(body_timeout_s=2.5), host)
     configuration = tmp_path / "haproxy.cfg"
     configuration.write_text(
         "global\n    log 127.0.0.1:514 local0 info\n    stats socket /x/a.sock mode 666 level admin\n"
@@ -303,7 +333,7 @@ def test_the_launcher_completes_what_ray_writes(tmp_path: Path) -> None:
     assert not [line for line in lines if line.startswith(("log ", "errorfile ")) or "666" in line]
     assert [line for line in lines if line.startswith("bind ")] == [
         "bind 127.0.0.1:9101",
-        "bind 127.0.0.1:8000",
+        f"bind {host}:8000",
         "bind 127.0.0.1:8404",
     ]
     assert [line for line in lines if line.startswith("timeout")] == ["timeout http-request 2500ms"]

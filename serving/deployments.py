@@ -1,0 +1,97 @@
+"""The server as one application of Ray Serve: the API, and beside it the process that writes and those of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.asgi import Application
+from serving.configuration import ServerConfiguration
+from serving.ray_environment import prepare_replica
+
+APPLICATION = "lexpert"
+API = "api"
+
+CORES_OF_A_REPLICA = 1
+"""In a cluster, unless the configuration says how many threads work: Ray counts cores to place replicas."""
+
+
+def build(args: Mapping[str, Any]) -> Any:
+    """The application, for Ray's own commands: ``serve run serving.deployments:build …``, ``serve deploy`` and KubeRay.
+
+    Args:
+        args: of `ServerConfiguration`, as JSON has them.
+    """
+    return serve_application(ServerConfiguration.model_validate({"threads": CORES_OF_A_REPLICA, **args}))
+
+
+def serve_application(configuration: ServerConfiguration, log_file: Path | None = None) -> Any:
+    """What Ray Serve runs.
+
+    Args:
+        configuration: what to serve.
+        log_file: of a server that has this machine for itself; None in a cluster, where Ray collects logs and places
+            replicas.
+    """
+    from ray import serve
+    from ray.serve.config import BackpressureConfig
+    from ray.serve.schema import LoggingConfig
+
+    from serving.generator_deployment import GeneratorReplica, deployment_of
+    from serving.indexes.writer_deployment import WRITER, WriterReplica
+
+    deploy = serve.deployment(
+        name=API,
+        max_ongoing_requests=configuration.max_ongoing_requests,
+        max_queued_requests=configuration.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=LoggingConfig(enable_access_log=False, log_level="ERROR"),
+        **(in_a_cluster(configuration) if log_file is None else ON_ONE_MACHINE),
+    )
+    others = []
+    if configuration.takes_writes:
+        # There is no other writer, so it is missed, and started again, as soon as may be.
+        writer = deploy(WriterReplica).options(
+            name=WRITER, health_check_period_s=1, health_check_timeout_s=10
+        )
+        others.append(writer.bind(configuration, log_file))
+    for name, folder in configuration.models.items():
+        model = deploy(GeneratorReplica).options(name=deployment_of(name))
+        others.append(model.bind(name, folder, log_file))
+    api = deploy(serve.ingress(api_builder(configuration, log_file))())
+    # The API asks the others by name; they are given to it so that Ray knows of them.
+    return api.options(num_replicas=configuration.replicas).bind(*others)
+
+
+ON_ONE_MACHINE: dict[str, Any] = {
+    # A start that fails is told at once.
+    "max_constructor_retry_count": 1,
+    # A share of no core: nobody else is there, and there may be more replicas than cores.
+    "ray_actor_options": {"num_cpus": 0},
+}
+
+
+def in_a_cluster(configuration: ServerConfiguration) -> dict[str, Any]:
+    return {"ray_actor_options": {"num_cpus": configuration.threads}}
+
+
+def api_builder(configuration: ServerConfiguration, log_file: Path | None) -> Callable[[], Application]:
+    """What a replica calls to get its ASGI application."""
+
+    def build_api() -> Application:
+        from serving.api import Api
+        from serving.generator_deployment import RemoteGenerator
+        from serving.generators import Generators
+        from serving.indexes.writer_deployment import RemoteWriting
+
+        prepare_replica(log_file)
+        return Api(
+            configuration,
+            RemoteWriting() if configuration.takes_writes else None,
+            Generators(configuration.models, RemoteGenerator.open),
+        )
+
+    return build_api
