@@ -59,7 +59,7 @@ def running(configuration: ServerConfiguration, log: TextIO | None = None) -> It
         host = HOST if has_haproxy(settings) else configuration.host
         log_file = folder / "server.log"
         log_file.touch()
-        with environment(settings), relayed(log_file, log or sys.stderr), _ray(folder):
+        with environment(settings), relayed(log_file, log or sys.stderr), on_ray(folder):
             _deploy(configuration, host, port, log_file)
             yield RunningServer(f"http://{reached_at(configuration.host)}:{port}", port)
 
@@ -70,7 +70,7 @@ def reached_at(host: str) -> str:
 
 
 @contextmanager
-def _ray(folder: Path) -> Iterator[None]:
+def on_ray(folder: Path) -> Iterator[None]:
     """A local Ray cluster of this process, gone with all its processes when the context is left."""
     import ray
     from ray import serve

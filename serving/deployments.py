@@ -8,7 +8,7 @@ from typing import Any
 
 from serving.asgi import Application
 from serving.configuration import ServerConfiguration
-from serving.ray_environment import prepare_replica
+from serving.ray_environment import Place
 
 APPLICATION = "lexpert"
 API = "api"
@@ -51,17 +51,18 @@ def serve_application(configuration: ServerConfiguration, log_file: Path | None 
         logging_config=LoggingConfig(enable_access_log=False, log_level="ERROR"),
         **(in_a_cluster(configuration) if log_file is None else ON_ONE_MACHINE),
     )
+    place = Place.of(configuration, log_file)
     others = []
     if configuration.takes_writes:
         # There is no other writer, so it is missed, and started again, as soon as may be.
         writer = deploy(WriterReplica).options(
             name=WRITER, health_check_period_s=1, health_check_timeout_s=10
         )
-        others.append(writer.bind(configuration, log_file))
+        others.append(writer.bind(configuration, place))
     for name, folder in configuration.models.items():
         model = deploy(GeneratorReplica).options(name=deployment_of(name))
-        others.append(model.bind(name, folder, log_file))
-    api = deploy(serve.ingress(api_builder(configuration, log_file))())
+        others.append(model.bind(name, folder, place))
+    api = deploy(serve.ingress(api_builder(configuration, place))())
     # The API asks the others by name; they are given to it so that Ray knows of them.
     return api.options(num_replicas=configuration.replicas).bind(*others)
 
@@ -78,7 +79,7 @@ def in_a_cluster(configuration: ServerConfiguration) -> dict[str, Any]:
     return {"ray_actor_options": {"num_cpus": configuration.threads}}
 
 
-def api_builder(configuration: ServerConfiguration, log_file: Path | None) -> Callable[[], Application]:
+def api_builder(configuration: ServerConfiguration, place: Place) -> Callable[[], Application]:
     """What a replica calls to get its ASGI application."""
 
     def build_api() -> Application:
@@ -87,7 +88,7 @@ def api_builder(configuration: ServerConfiguration, log_file: Path | None) -> Ca
         from serving.generators import Generators
         from serving.indexes.writer_deployment import RemoteWriting
 
-        prepare_replica(log_file)
+        place.prepare()
         return Api(
             configuration,
             RemoteWriting() if configuration.takes_writes else None,

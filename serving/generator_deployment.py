@@ -12,7 +12,7 @@ from runtime.cores import available_cores
 from runtime.errors import LexpertError
 from serving.errors import RETRY, ApiError
 from serving.generation import LocalGenerator, Stream
-from serving.ray_environment import prepare_replica
+from serving.ray_environment import Place
 
 if TYPE_CHECKING:
     from moe.generation.engine import Event, Request
@@ -31,14 +31,14 @@ class GeneratorReplica:
     Args:
         name: of the model.
         folder: of the model.
-        log_file: where its log goes; see `prepare_replica`.
+        place: where it runs.
     """
 
-    def __init__(self, name: str, folder: Path, log_file: Path | None) -> None:
+    def __init__(self, name: str, folder: Path, place: Place) -> None:
         import torch
 
-        prepare_replica(log_file)
-        if log_file is not None:
+        place.prepare()
+        if place.log_file is not None:
             torch.set_num_threads(available_cores())  # Ray would give it one
         self._generator = LocalGenerator.open(name, folder)
 

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -146,21 +147,35 @@ def require_loopback_only() -> None:
         )
 
 
-def prepare_replica(log_file: Path | None) -> None:
-    """Called in each replica as it starts: where its log goes, and where it listens.
+@dataclass(frozen=True)
+class Place:
+    """Where the replicas of a server run.
 
-    Args:
-        log_file: of a server that has this machine for itself; None in a cluster, where replicas call one another from
-            other machines, and what they write to standard error is in Ray's logs.
-
-    Raises:
-        LexpertError: this version of Ray cannot be kept on this machine.
+    Attributes:
+        log_file: where their log goes; None in a cluster, where what they write to standard error is in Ray's logs.
+        is_one_machine: whether no other machine needs to call them.
     """
-    if log_file is None:
-        log_to_standard_error()
-    else:
-        log_to_file(log_file)
-        keep_replica_on_loopback()
+
+    log_file: Path | None
+    is_one_machine: bool
+
+    @classmethod
+    def of(cls, configuration: ServerConfiguration, log_file: Path | None) -> Place:
+        """Nobody else has part in a server that was started with a log file, or that listens on 127.0.0.1."""
+        return cls(log_file, log_file is not None or configuration.host == HOST)
+
+    def prepare(self) -> None:
+        """Called in each replica as it starts.
+
+        Raises:
+            LexpertError: this version of Ray cannot be kept on this machine.
+        """
+        if self.log_file is None:
+            log_to_standard_error()
+        else:
+            log_to_file(self.log_file)
+        if self.is_one_machine:
+            keep_replica_on_loopback()
 
 
 def keep_replica_on_loopback() -> None:

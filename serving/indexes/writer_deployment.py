@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 from serving.configuration import ServerConfiguration
@@ -12,7 +11,7 @@ from serving.indexes.known_answers import KnownAnswer
 from serving.indexes.live_index import Operation
 from serving.indexes.writers import NewIndex, Writers
 from serving.indexes.writing import LocalWriting, Written
-from serving.ray_environment import prepare_replica
+from serving.ray_environment import Place
 
 WRITER = "writer"
 
@@ -22,11 +21,11 @@ class WriterReplica:
 
     Args:
         configuration: of the server.
-        log_file: where its log goes; see `prepare_replica`.
+        place: where it runs.
     """
 
-    def __init__(self, configuration: ServerConfiguration, log_file: Path | None) -> None:
-        prepare_replica(log_file)
+    def __init__(self, configuration: ServerConfiguration, place: Place) -> None:
+        place.prepare()
         self._writers = Writers(configuration)
         self._writers.open()
         self._writing = LocalWriting(self._writers)
