@@ -49,34 +49,32 @@ def serve_application(configuration: ServerConfiguration, log_file: Path | None 
         graceful_shutdown_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=LoggingConfig(enable_access_log=False, log_level="ERROR"),
-        **(in_a_cluster(configuration) if log_file is None else ON_ONE_MACHINE),
+        **(ON_ONE_MACHINE if log_file is not None else {}),
     )
     place = Place.of(configuration, log_file)
+    working = cores(configuration.threads, place)
     others = []
     if configuration.takes_writes:
         # There is no other writer, so it is missed, and started again, as soon as may be.
         writer = deploy(WriterReplica).options(
-            name=WRITER, health_check_period_s=1, health_check_timeout_s=10
+            name=WRITER, health_check_period_s=1, health_check_timeout_s=10, **cores(1, place)
         )
         others.append(writer.bind(configuration, place))
     for name, folder in configuration.models.items():
-        model = deploy(GeneratorReplica).options(name=deployment_of(name))
+        model = deploy(GeneratorReplica).options(name=deployment_of(name), **working)
         others.append(model.bind(name, folder, place))
     api = deploy(serve.ingress(api_builder(configuration, place))())
     # The API asks the others by name; they are given to it so that Ray knows of them.
-    return api.options(num_replicas=configuration.replicas).bind(*others)
+    return api.options(num_replicas=configuration.replicas, **working).bind(*others)
 
 
-ON_ONE_MACHINE: dict[str, Any] = {
-    # A start that fails is told at once.
-    "max_constructor_retry_count": 1,
-    # A share of no core: nobody else is there, and there may be more replicas than cores.
-    "ray_actor_options": {"num_cpus": 0},
-}
+ON_ONE_MACHINE = {"max_constructor_retry_count": 1}
+"""A start that fails is told at once."""
 
 
-def in_a_cluster(configuration: ServerConfiguration) -> dict[str, Any]:
-    return {"ray_actor_options": {"num_cpus": configuration.threads}}
+def cores(threads: int, place: Place) -> dict[str, Any]:
+    """What Ray counts for a replica: nothing where nobody else is, for there may be more replicas than cores."""
+    return {"ray_actor_options": {"num_cpus": threads if place.log_file is None else 0}}
 
 
 def api_builder(configuration: ServerConfiguration, place: Place) -> Callable[[], Application]:

@@ -66,7 +66,7 @@ def test_ray_makes_the_application_of_what_is_printed(tmp_path: Path) -> None:
         "ingress": "api",
         "deployments": {
             "api": {"replicas": 2, **shared},
-            "writer": {"replicas": 1, **shared},
+            "writer": {"replicas": 1, **shared, "cores": 1},
             "generator-stories": {"replicas": 1, **shared},
         },
     }
