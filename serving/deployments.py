@@ -68,7 +68,7 @@ def serve_application(configuration: ServerConfiguration, log_file: Path | None 
     return api.options(num_replicas=configuration.replicas, **working).bind(*others)
 
 
-ON_ONE_MACHINE = {"max_constructor_retry_count": 1}
+ON_ONE_MACHINE: dict[str, Any] = {"max_constructor_retry_count": 1}
 """A start that fails is told at once."""
 
 
