@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 
 class AnswerBody(BaseModel):
@@ -75,6 +75,42 @@ class Encoding(AnswerBody):
     data: list[EncodedText]
     model: str
     usage: EncodeUsage
+
+
+class SparseValue(AnswerBody):
+    """A unit that a text lights up."""
+
+    index: int
+    value: float
+
+
+class SparseEmbeddings(RootModel[list[list[SparseValue]]]):
+    """Vectors in the order of the texts, units ascending."""
+
+
+class Rank(AnswerBody):
+    """A text, by its place among those of the request."""
+
+    index: int
+    text: str | None = Field(default=None, description="with return_text")
+    score: float
+
+
+class Ranks(RootModel[list[Rank]]):
+    """Best first."""
+
+
+class TeiInfo(AnswerBody):
+    """The server as text-embeddings-inference describes itself."""
+
+    model_id: str | None
+    model_sha: str | None
+    model_dtype: str
+    model_type: dict[str, dict[str, str]]
+    max_concurrent_requests: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    version: str
 
 
 class EncoderBody(AnswerBody):

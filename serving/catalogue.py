@@ -223,6 +223,26 @@ class Catalogue:
             404, "model_not_found", f"there is no model {model!r}; name an index: {names}", "model"
         )
 
+    def encoders(self) -> dict[str, ServedEncoder]:
+        """Every encoder that turns texts into vectors, by its fingerprint."""
+        encoders = [served.encoder for served in self.indexes.values() if served.encoder.can_encode]
+        return {encoder.fingerprint: encoder for encoder in encoders}
+
+    def only_encoder(self) -> ServedEncoder:
+        """The encoder of a request that names none: 404 if there is none, 422 if there are several."""
+        encoders = self.encoders()
+        if len(encoders) == 1:
+            return next(iter(encoders.values()))
+        names = ", ".join(sorted(self.indexes))
+        if encoders:
+            raise ApiError(
+                422,
+                "ambiguous_model",
+                f"there are several encoders; name an index as model: {names}",
+                "model",
+            )
+        raise ApiError(404, "model_not_found", "no index of this server has an encoder for texts", "model")
+
     def close(self) -> None:
         for served in self.indexes.values():
             served.index.close()

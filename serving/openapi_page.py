@@ -74,7 +74,9 @@ def operation_part(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 def schema_part(schema: dict[str, Any]) -> str:
-    """The fields of a body."""
+    """The fields of a body, or what it is a list of."""
+    if schema.get("type") == "array":
+        return f"<p>{escape(schema.get('description', ''))} {type_of(schema)}</p>"
     required = schema.get("required", ())
     rows = "".join(
         row(
