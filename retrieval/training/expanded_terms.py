@@ -35,6 +35,7 @@ from retrieval.encoders.token_inputs import Tokens, tokenize
 from retrieval.encoders.vocabulary_head import Activation
 from retrieval.training.recipe import ExpansionSettings
 from retrieval.training.row_cache import CacheUse, RowCache, text_keys
+from retrieval.training.save_tokenizer import save_tokenizer
 from retrieval.training.term_vectors import term_vectors
 from runtime.activations import SparseActivations
 from runtime.errors import UsageError
@@ -192,6 +193,9 @@ class ExpandedTerms(nn.Module):
         """Write the model's files and settings, without the expansion."""
         route = st_folder.SpladeRoute(self._folder, "max", self._activation, max_length)
         SpladeSide(route, SpladeOptions()).write(transformer, pooling, self.num_terms)
+        save_tokenizer(
+            self.tokenizer, transformer
+        )  # as that of queries is written, so that one can do for both
 
 
 def _key(ids: Sequence[int]) -> bytes:

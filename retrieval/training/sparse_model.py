@@ -23,6 +23,7 @@ from retrieval.encoders.token_batches import token_batches
 from retrieval.encoders.token_inputs import Tokens, chosen, padded, tokenize, usable_positions
 from retrieval.encoders.vocabulary_head import Activation
 from retrieval.training.expanded_terms import ExpandedTerms
+from retrieval.training.save_tokenizer import save_tokenizer
 from retrieval.training.training_head import max_pooled_terms
 from runtime.errors import UsageError
 
@@ -285,12 +286,3 @@ def inverse_document_frequency(
     idf[[unit for unit in tokenizer.all_special_ids if unit < num_terms]] = 0.0
     idf[len(tokenizer) :] = 0.0
     return idf
-
-
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer without the padding and truncation that it happened to be used with."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_padding()
-        backend.no_truncation()
-    tokenizer.save_pretrained(folder)

@@ -71,6 +71,8 @@ def test_an_encoder_gives_what_was_trained(
         dense[row, units] = values
     np.testing.assert_allclose(dense, weights, rtol=1e-4, atol=1e-4)
     assert ((dense > 0).sum(1) > 5).all()
+    tokenizers = {path.read_bytes() for path in (tmp_path / "encoder").rglob("tokenizer.json")}
+    assert len(tokenizers) == 1  # so that shrinking keeps one for both sides
 
 
 def test_some_terms_are_those_of_all(
