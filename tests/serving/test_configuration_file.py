@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from runtime.errors import FormatError, NotFoundError, UsageError
 from serving.cli import configure
-from serving.configuration import ServerConfiguration
+from serving.configuration import Limits, ServerConfiguration
 from serving.configuration_file import read_configuration
 
 EVERYTHING: dict[str, Any] = {
@@ -190,3 +190,9 @@ def test_aliases_need_no_data_folder(index_folder: Path, in_process: Any) -> Non
 def search(api: Any, name: str) -> httpx.Response:
     found: httpx.Response = api.post(f"/v1/indexes/{name}/search", json={"query": "json file"})
     return found
+
+
+def test_every_setting_is_in_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/deploying.md").read_text("utf-8")
+    for name in (ServerConfiguration.model_fields.keys() - {"keys"}) | Limits.model_fields.keys():
+        assert f"`{name}`" in page, name
