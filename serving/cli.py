@@ -25,7 +25,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def serve(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE.yaml]", help="A configuration, in place of the options that follow."),
+        typer.Argument(metavar="FILE.yaml", help="A configuration, in place of the options that follow."),
     ] = None,
     index: Annotated[
         list[str] | None,
@@ -56,7 +56,7 @@ def serve(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535, show_default="8000"),
+        typer.Option(help="Port on 127.0.0.1, 8000 if not given; 0 takes a free one.", min=0, max=65535),
     ] = None,
     print_ray_config: Annotated[
         bool,
