@@ -368,3 +368,28 @@ class ChatCompletionBody(AnswerBody):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+
+
+class CitedSource(AnswerBody):
+    """A passage that the model was given."""
+
+    number: int = Field(description="by which the answer cites it")
+    id: str
+    score: float
+    document: dict[str, Any]
+    cut: bool = Field(description="whether the prompt had room for its beginning only")
+
+
+class CitedAnswerBody(AnswerBody):
+    """An answer with its sources."""
+
+    id: str
+    created: int
+    model: str
+    index: str
+    version: int
+    sources: list[CitedSource]
+    answer: str
+    citations: list[int] = Field(description="numbers of the sources that are cited, by first mention")
+    finish_reason: Literal["stop", "length", "no_sources"]
+    usage: Usage

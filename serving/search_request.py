@@ -102,6 +102,12 @@ def read_search_request(body: bytes, limits: Limits) -> SearchRequest:
         parsed = SearchRequest.model_validate_json(body)
     except ValidationError as error:
         raise from_validation(error) from None
+    check_search_request(parsed, limits)
+    return parsed
+
+
+def check_search_request(parsed: SearchRequest, limits: Limits) -> None:
+    """Raise a 422 if it is not a search within the limits."""
     given = [form for form in QUERY_FORMS if getattr(parsed, form) is not None]
     if not given:
         raise ApiError(422, "missing_parameter", f"give one of {', '.join(QUERY_FORMS)}", "query")
@@ -121,7 +127,6 @@ def read_search_request(body: bytes, limits: Limits) -> SearchRequest:
     check_approximation(parsed)
     if parsed.fuse is not None:
         check_fuse(parsed, parsed.fuse, count, limits)
-    return parsed
 
 
 def check_results(request: SearchRequest, count: int, limits: Limits) -> None:

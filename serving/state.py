@@ -168,21 +168,7 @@ class ServerState:
             deadline = Deadline(min(asked_s, limits.timeout_s), is_asked=asked_s < limits.timeout_s)
             asked = time.perf_counter()
             worked: list[float] = []
-            try:
-                async with asyncio.timeout(deadline.timeout_s):
-                    answer = await self._in_thread(worked, lambda: work(body, deadline), deadline)
-                    if isinstance(answer, AwaitsVersion):
-                        await self._reach(answer, deadline)
-                        answer = await self._in_thread(worked, answer.go_on, deadline)
-                    while isinstance(answer, EncodingTurn):
-                        rest = answer
-                        async with rest.turn:
-                            encoded = await self._in_thread(worked, rest.encode, deadline)
-                        answer = await self._in_thread(worked, partial(rest.finish, encoded), deadline)
-            except TimeoutError:
-                raise deadline.over() from None
-            finally:
-                deadline.stop()
+            answer = await self.work(work, body, deadline, worked)
         total = time.perf_counter() - asked
         self.metrics.spent(request.route, {"queue": total - sum(worked), **deadline.stages})
         return Response(
@@ -194,6 +180,29 @@ class ServerState:
                 milliseconds(b"x-total-time", total),
             ),
         )
+
+    async def work(self, work: Work, body: bytes, deadline: Deadline, worked: list[float]) -> bytes:
+        """What comes of work in threads, in its turns at encoders; notes the seconds that it took in `worked`.
+
+        Raises:
+            ApiError: 504 if the time is over; and what `work` raises.
+        """
+        try:
+            async with asyncio.timeout(deadline.timeout_s):
+                answer = await self._in_thread(worked, lambda: work(body, deadline), deadline)
+                if isinstance(answer, AwaitsVersion):
+                    await self._reach(answer, deadline)
+                    answer = await self._in_thread(worked, answer.go_on, deadline)
+                while isinstance(answer, EncodingTurn):
+                    rest = answer
+                    async with rest.turn:
+                        encoded = await self._in_thread(worked, rest.encode, deadline)
+                    answer = await self._in_thread(worked, partial(rest.finish, encoded), deadline)
+                return answer
+        except TimeoutError:
+            raise deadline.over() from None
+        finally:
+            deadline.stop()
 
     async def _reach(self, awaited: AwaitsVersion, deadline: Deadline) -> None:
         """Wait until the index is at the version that a search asks for.

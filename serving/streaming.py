@@ -26,6 +26,11 @@ def server_sent_event(value: Any) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
+def named_event(name: str, value: Any) -> bytes:
+    """The same for an event with a name."""
+    return b"event: " + name.encode() + b"\n" + server_sent_event(value)
+
+
 async def gone(request: Request) -> None:
     """Return when the client has closed the connection; its body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":

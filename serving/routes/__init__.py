@@ -2,6 +2,7 @@
 
 from serving.asgi import Route
 from serving.routes import (
+    answers,
     completions,
     documents,
     encode,
@@ -25,5 +26,6 @@ ROUTES: tuple[Route[ServerState], ...] = (
     *documents.ROUTES,
     *search.ROUTES,
     *completions.ROUTES,
+    *answers.ROUTES,
     *models.ROUTES,
 )

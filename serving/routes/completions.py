@@ -22,7 +22,7 @@ from serving.completion_request import (
 )
 from serving.description import Description
 from serving.errors import RETRY, ApiError, from_library
-from serving.generation import Stream, collect
+from serving.generation import Generator, Stream, collect
 from serving.state import ServerState
 from serving.streaming import DONE, StreamingResponse, server_sent_event, unless_gone
 
@@ -123,8 +123,6 @@ async def generate(
     answers: type[Answers],
 ) -> Answer:
     """Read a request, generate, and answer at once or piece by piece."""
-    from moe.generation.engine import QueueFullError
-
     request.refuse_query_parameters()
     limits = state.configuration.limits
     with state.admitted():
@@ -135,12 +133,10 @@ async def generate(
     streams: list[Stream] = []
     try:
         for each in asked:
-            with named("prompt" if kind is CompletionRequest else "messages"):
-                streams.append(await generator.submit(each))
-    except BaseException as error:
+            stream = await submit(generator, each, "prompt" if kind is CompletionRequest else "messages")
+            streams.append(stream)
+    except BaseException:
         cancel(streams)
-        if isinstance(error.__cause__, QueueFullError):
-            raise ApiError(429, "overloaded", str(error.__cause__), headers=RETRY) from error
         raise
     made = answers(generator, parsed, uuid4().hex, int(time.time()))
     if parsed.stream:
@@ -151,6 +147,23 @@ async def generate(
     finally:
         cancel(streams)
     return Response.json(made.whole(found))
+
+
+async def submit(generator: Generator, asked: EngineRequest, param: str) -> Stream:
+    """Put a request into a model's queue.
+
+    Raises:
+        ApiError: 422 naming `param` if it cannot be honoured, 429 if too many wait.
+    """
+    from moe.generation.engine import QueueFullError
+
+    try:
+        with named(param):
+            return await generator.submit(asked)
+    except ApiError as error:
+        if isinstance(error.__cause__, QueueFullError):
+            raise ApiError(429, "overloaded", str(error.__cause__), headers=RETRY) from error
+        raise
 
 
 async def collect_all(streams: list[Stream]) -> list[tuple[int, Event]]:

@@ -22,9 +22,20 @@ from serving.state import AwaitsVersion, ServerState
 def answer(
     catalogue: Callable[[], Catalogue], name: str, limits: Limits, body: bytes, deadline: Deadline
 ) -> bytes | EncodingTurn[Any] | AwaitsVersion:
-    """Parse, encode and search in what `catalogue` has then, and build the body of the answer (blocking)."""
+    """Parse a body, and go on as `found` (blocking)."""
     started = time.perf_counter()
-    request = read_search_request(body, limits)
+    return found(catalogue, name, limits, read_search_request(body, limits), started, deadline)
+
+
+def found(
+    catalogue: Callable[[], Catalogue],
+    name: str,
+    limits: Limits,
+    request: SearchRequest,
+    started: float,
+    deadline: Deadline,
+) -> bytes | EncodingTurn[Any] | AwaitsVersion:
+    """Encode and search in what `catalogue` has then, and build the body of the answer (blocking)."""
 
     def search_now() -> Search:
         indexes = searched_indexes(catalogue(), name, request)

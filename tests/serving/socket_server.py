@@ -12,15 +12,15 @@ import uvicorn
 
 from serving.api import Api
 from serving.configuration import ServerConfiguration
+from serving.generators import Generators
 from serving.request_identity import RequestIdentity
 
 
 @contextmanager
-def serve(configuration: ServerConfiguration) -> Iterator[httpx.Client]:
+def serve(configuration: ServerConfiguration, generators: Generators | None = None) -> Iterator[httpx.Client]:
     """A client of it."""
-    server = uvicorn.Server(
-        uvicorn.Config(RequestIdentity(Api(configuration)), port=0, log_level="error", lifespan="on")
-    )
+    app = RequestIdentity(Api(configuration, generators=generators))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     try:

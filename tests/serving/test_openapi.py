@@ -171,6 +171,12 @@ def test_answers_are_as_described(client: httpx.Client, document: dict[str, Any]
         ),
         ("post", "/v1/completions", "/v1/completions", {"model": "none", "prompt": [[1, 2], "a"]}),
         ("delete", "/v1/indexes/{name}", "/v1/indexes/n", None),
+        (
+            "post",
+            "/v1/answers",
+            "/v1/answers",
+            {"index": "n", "model": "none", "query": "a", "fuse": {"with": "m"}, "stop": "x"},
+        ),
     ]
     for method, path, url, body in requests:
         operation = document["paths"][path][method]

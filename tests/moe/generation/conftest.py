@@ -10,7 +10,7 @@ import pytest
 VOCABULARY = 64
 
 
-def tiny_model(model_type: str, seed: int = 0) -> Any:
+def tiny_model(model_type: str, seed: int = 0, context: int = 48) -> Any:
     import torch
     import transformers
 
@@ -25,7 +25,7 @@ def tiny_model(model_type: str, seed: int = 0) -> Any:
         "num_key_value_heads": 2,
         "head_dim": 8,
         "num_experts_per_tok": 2,
-        "max_position_embeddings": 48,
+        "max_position_embeddings": context,
         "bos_token_id": None,
         "eos_token_id": 0,
         "pad_token_id": None,
@@ -46,12 +46,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def save_tiny_decoder(path: Path, chat_template: str | None = None) -> None:
+def save_tiny_decoder(path: Path, chat_template: str | None = None, context: int = 48) -> None:
     """A Mixtral with a tokenizer of bytes."""
     import tokenizers
     import transformers
 
-    tiny_model("mixtral").save_pretrained(path)
+    tiny_model("mixtral", context=context).save_pretrained(path)
     # A byte is a token, so that a character of two bytes comes in two of them.
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     kept = [letter for letter in alphabet if letter in "Ġabcdefghijklmnopqrstuvwxyz.,!?'ĊÃ©ª¼"]
