@@ -21,6 +21,7 @@ PATH_PARAMETERS = {
     "name": "name of an index, or of an alias",
     "id": "of a document, slashes and all",
     "model": "name of a model",
+    "file": "of the page",
 }
 
 RETRY_AFTER = {

@@ -11,12 +11,14 @@ from serving.routes import (
     metrics,
     models,
     openapi,
+    page,
     search,
     tei,
 )
 from serving.state import ServerState
 
 ROUTES: tuple[Route[ServerState], ...] = (
+    *page.ROUTES,
     *health.ROUTES,
     *metrics.ROUTES,
     *openapi.ROUTES,

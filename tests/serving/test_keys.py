@@ -37,7 +37,7 @@ KEYS = (
     Key.model_validate({"name": "root", "key": ADMIN, "scope": "admin"}),
     Key.model_validate({"name": "slow", "key": SLOW, "scope": "read", "rate": 0.5, "burst": 3}),
 )
-OPEN = {("GET", "/health"), ("GET", "/ready")}
+OPEN = {("GET", "/health"), ("GET", "/ready"), ("GET", "/"), ("GET", "/page/{file}")}
 SEARCH = "/v1/indexes/docs/search"
 VALUES = [READ, WRITE, ADMIN, f"Bearer {READ}", f"bearer {ADMIN}", f"Bearer {READ}x", ""]
 
@@ -88,13 +88,13 @@ def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
 
 
 def path_of(path: str) -> str:
-    """A path of a route, of things that are not there."""
+    """A path of a route, of things that are not there, but for files of the page."""
     for place in ("{name}", "{id*}", "{model}", "{id}"):
         path = path.replace(place, "nothing")
-    return path
+    return path.replace("{file}", "page.css")
 
 
-def test_every_route_says_its_scope_and_only_health_is_open() -> None:
+def test_every_route_says_its_scope_and_only_health_and_the_page_are_open() -> None:
     assert {route.scope for route in ROUTES} == {"open", "read", "write", "admin"}
     assert {(route.method, route.path) for route in ROUTES if route.scope == "open"} == OPEN
     for route in ROUTES:
