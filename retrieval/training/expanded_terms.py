@@ -34,7 +34,7 @@ from retrieval.encoders.splade import SpladeOptions, SpladeSide
 from retrieval.encoders.token_inputs import Tokens, tokenize
 from retrieval.encoders.vocabulary_head import Activation
 from retrieval.training.recipe import ExpansionSettings
-from retrieval.training.row_cache import CacheUse, RowCache, text_keys
+from retrieval.training.row_cache import CacheUse, DenseRows, RowCache, text_keys
 from retrieval.training.save_tokenizer import save_tokenizer
 from retrieval.training.term_vectors import term_vectors
 from runtime.activations import SparseActivations
@@ -117,20 +117,25 @@ class ExpandedTerms(nn.Module):
         self.tokenizer, self.num_terms = frozen.tokenizer, len(frozen.vocabulary)
         self._max_length = max_length
         weighting = TermWeighting(activation=activation, max_length=max_length)
-        identity = ("expanded terms", fingerprint({}, model_files(folder)), activation, str(max_length))
-        rows = EncodedRows(cache, CacheUse(), *identity)
+        weights = fingerprint({}, model_files(folder))
+        encoded = EncodedRows(cache, CacheUse(), "expanded terms", weights, activation, str(max_length))
+        of_terms = DenseRows(cache, CacheUse(), "vectors of terms", weights)
 
-        def make(places: NDArray[np.int64], done: Advance) -> Encoded:
+        def encode(places: NDArray[np.int64], done: Advance) -> Encoded:
             return frozen.encode_with_pooled([texts[place] for place in places], weighting, done)
 
-        self._terms, vectors = rows.rows(text_keys(texts), make, advance)
+        def encode_terms(places: NDArray[np.int64], _done: Advance) -> NDArray[np.float32]:
+            return term_vectors(frozen.model, self.tokenizer, torch.from_numpy(places)).numpy()
+
+        self._terms, vectors = encoded.rows(text_keys(texts), encode, advance)
+        numbers = text_keys([str(term) for term in range(self.num_terms)])
+        directions = torch.from_numpy(of_terms.rows(numbers, encode_terms)).to(device)
         # Two texts that are cut to the same tokens are one.
         found = self.tokens_of(texts, max_length)["input_ids"]
         self._rows = {_key(ids): row for row, ids in enumerate(found)}
         self._vectors = torch.from_numpy(vectors).to(device)
 
         centre = self._vectors.mean(0)
-        directions = term_vectors(frozen.model, self.tokenizer, torch.arange(self.num_terms)).to(device)
         directions = nn.functional.normalize(directions - directions.mean(0), dim=1)
         some = self._vectors[:: max(1, len(texts) // MEASURED)]
         mean, deviation = _spread(some - centre, directions)
