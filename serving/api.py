@@ -15,6 +15,7 @@ from serving.generators import Generators
 from serving.indexes.writing import Writing
 from serving.key_file import with_keys
 from serving.keys import KeyRing
+from serving.log import log_request, of_request
 from serving.metrics import GONE, OTHER
 from serving.request_identity import REQUEST_ID
 from serving.routes import ROUTES
@@ -83,8 +84,10 @@ class Api:
             return
         finally:
             metrics.in_flight -= 1
-            method = request.scope["method"] if request.route else OTHER
-            metrics.answered(method, request.route or OTHER, status, time.perf_counter() - began)
+            route, seconds = request.route or OTHER, time.perf_counter() - began
+            method = request.scope["method"]
+            metrics.answered(method if request.route else OTHER, route, status, seconds)
+            log_request(method, route, status, seconds, request.header(REQUEST_ID))
 
     async def _answer(self, request: Request) -> Answer:
         """Find and run the handler; everything that it may raise becomes an ApiError."""
@@ -111,6 +114,11 @@ class Api:
     def _refuse(self, request: Request, error: ApiError) -> Response:
         request_id = request.header(REQUEST_ID)
         if error.status == 500:
-            path = request.scope["path"]
-            logger.error("request %s to %s failed", request_id, path, exc_info=error.__cause__ or error)
+            logger.error(
+                "request %s to %s failed",
+                request_id,
+                request.route or OTHER,
+                exc_info=error.__cause__ or error,
+                extra=of_request(request_id),
+            )
         return Response(error.status, error.body(request_id), error.headers)

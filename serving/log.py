@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any, TextIO
 
 logger = logging.getLogger("serving")
 
 
-class LineFormatter(logging.Formatter):
-    """Time, level, message and trace.
+MOST_BYTES = 16 << 20
+"""Of a log file that is copied elsewhere: it is begun anew then."""
+
+
+class JsonFormatter(logging.Formatter):
+    """An object on a line: ``time`` (UTC), ``level``, ``message``, what the record has as ``fields``, and ``trace``.
 
     The trace is formatted without `print`, which Ray replaces in its workers by one that mangles it.
     """
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["trace"] = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+        return json.dumps(line, ensure_ascii=False)
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name that logging calls
-        return "".join(traceback.format_exception(*ei)).rstrip("\n")
+
+def of_request(request_id: str | None) -> dict[str, Any]:
+    """For ``extra`` of a record: the request that it is about."""
+    return {"fields": {"request_id": request_id}}
+
+
+def log_request(method: str, route: str, status: str, seconds: float, request_id: str | None) -> None:
+    """Note an answered request. Neither its URL nor its headers or body: keys and questions are nobody's business.
+
+    Args:
+        route: its path with the names of parameters in place of their values.
+        status: "gone" where the client went.
+        seconds: from its header section to the end of its answer.
+    """
+    if logger.isEnabledFor(logging.INFO):
+        fields = {
+            "request_id": request_id,
+            "method": method,
+            "route": route,
+            "status": int(status) if status.isdigit() else status,
+            "ms": round(seconds * 1e3, 3),
+        }
+        logger.info("request", extra={"fields": fields})
 
 
 def log_to_file(log_file: Path) -> None:
     """Send the server's log of this process to a file."""
-    _log_to(logging.FileHandler(log_file, encoding="utf-8"))
+    _log_to(WatchedFileHandler(log_file, encoding="utf-8"))  # which follows when `relayed` begins it anew
 
 
 def log_to_standard_error() -> None:
@@ -37,24 +73,41 @@ def log_to_standard_error() -> None:
 
 
 def _log_to(handler: logging.Handler) -> None:
-    handler.setFormatter(LineFormatter())
+    handler.setFormatter(JsonFormatter())
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
 @contextmanager
-def relayed(log_file: Path, to: TextIO, interval_s: float = 0.3) -> Iterator[None]:
-    """Copy what is appended to `log_file` to a stream, until the context is left."""
+def relayed(
+    log_file: Path, to: TextIO, interval_s: float = 0.3, most_bytes: int = MOST_BYTES
+) -> Iterator[None]:
+    """Copy what is appended to `log_file` to a stream, until the context is left.
+
+    A file that has grown beyond `most_bytes` is begun anew: the disk need not hold the log of months.
+    """
     stop = threading.Event()
 
     def relay() -> None:
-        with log_file.open(encoding="utf-8", errors="replace") as lines:
+        with ExitStack() as opened:
+            lines = opened.enter_context(open_log(log_file))
+            before: TextIO | None = None  # what was the file, to which somebody may just be writing
             while True:
                 is_last = stop.wait(interval_s)
+                if before is not None:
+                    to.writelines(before)
+                    before.close()
+                    before = None
                 to.writelines(lines)
                 to.flush()
                 if is_last:
                     return
+                if lines.tell() > most_bytes:
+                    before = lines
+                    log_file.unlink()
+                    log_file.touch(0o600)
+                    lines = opened.enter_context(open_log(log_file))
 
     thread = threading.Thread(target=relay, name="server-log", daemon=True)
     thread.start()
@@ -65,7 +118,13 @@ def relayed(log_file: Path, to: TextIO, interval_s: float = 0.3) -> Iterator[Non
         thread.join()
 
 
+def open_log(log_file: Path) -> TextIO:
+    return log_file.open(encoding="utf-8", errors="replace")
+
+
 def last_error(log_file: Path) -> str | None:
-    """The message of the last error in a log, without time and level."""
-    lines = [line for line in log_file.read_text("utf-8").splitlines() if " ERROR " in line]
-    return lines[-1].partition(" ERROR ")[2] if lines else None
+    """The message of the last error in a log."""
+    for line in reversed(log_file.read_text("utf-8").splitlines()):
+        if '"level": "error"' in line:
+            return str(json.loads(line)["message"])
+    return None

@@ -21,6 +21,8 @@ from serving.description import Description
 from serving.errors import ApiError
 from serving.generation import Generator, Stream, collect
 from serving.grounded_prompt import GroundedPrompt, Passage, grounded_prompt
+from serving.log import of_request
+from serving.request_identity import REQUEST_ID
 from serving.routes.completions import EVENTS, MOST_SEED, named, submit
 from serving.routes.search import found
 from serving.state import ServerState
@@ -66,7 +68,8 @@ async def answers(state: ServerState, request: Request) -> Answer:
     if prompt is not None:
         stream = await submit(generator, engine_request(generator, parsed, prompt, new), "query")
     if parsed.stream:
-        failed = partial(logger.error, "a stream of %s failed: %r", parsed.model)
+        noted = of_request(request.header(REQUEST_ID))
+        failed = partial(logger.error, "a stream of %s failed: %r", parsed.model, extra=noted)
         return await StreamingResponse.started(pieces(stream, made), failed)
     text = ""
     if stream is not None:

@@ -23,6 +23,8 @@ from serving.completion_request import (
 from serving.description import Description
 from serving.errors import RETRY, ApiError, from_library
 from serving.generation import Generator, Stream, collect
+from serving.log import of_request
+from serving.request_identity import REQUEST_ID
 from serving.state import ServerState
 from serving.streaming import DONE, StreamingResponse, server_sent_event, unless_gone
 
@@ -140,7 +142,8 @@ async def generate(
         raise
     made = answers(generator, parsed, uuid4().hex, int(time.time()))
     if parsed.stream:
-        failed = partial(logger.error, "a stream of %s failed: %r", parsed.model)
+        about = of_request(request.header(REQUEST_ID))
+        failed = partial(logger.error, "a stream of %s failed: %r", parsed.model, extra=about)
         return await StreamingResponse.started(pieces(streams, parsed, made), failed)
     try:
         found = await unless_gone(request, collect_all(streams))

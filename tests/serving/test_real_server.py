@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -261,7 +262,11 @@ def test_the_command_serves_until_sigterm_and_leaves_nothing(index_folder: Path,
     served.send_signal(signal.SIGTERM)
     out, rest = served.communicate(timeout=60)
     assert served.returncode == 0
-    assert (out, rest) == ("", "stopping …\nstopped\n")
+    logged, others = [], []
+    for line in rest.splitlines():
+        (logged if line.startswith("{") else others).append(line)
+    assert (out, others) == ("", ["stopping …", "stopped"])
+    assert [json.loads(line)["route"] for line in logged] == ["/ready"]
     assert len(said) == 3, said
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import socket
 import stat
@@ -22,7 +21,6 @@ from serving.catalogue import Catalogue, check_indexes
 from serving.cli import configure
 from serving.configuration import Limits, ServerConfiguration
 from serving.haproxy import haproxy_settings, usable_haproxy
-from serving.log import last_error, relayed
 from serving.ports import choose_port
 from serving.private_folder import LONGEST_BASE, private_folder
 from serving.ray_environment import cluster_settings, environment, ray_settings
@@ -378,17 +376,3 @@ def test_a_ray_that_may_listen_elsewhere_is_refused() -> None:
     assert "has imported Ray already" in imported
     assert len(renamed) == 2
     assert all("cannot keep the ports of Ray" in sentence for sentence in renamed)
-
-
-def test_the_log_is_relayed_to_its_end(tmp_path: Path) -> None:
-    log_file = tmp_path / "server.log"
-    log_file.write_text("2026-01-01 00:00:00,000 ERROR first\n")
-    shown = io.StringIO()
-    with relayed(log_file, shown, interval_s=60), log_file.open("a") as log:
-        log.write("2026-01-01 00:00:01,000 ERROR second: ё\nTraceback\n")
-    assert shown.getvalue().splitlines() == [
-        "2026-01-01 00:00:00,000 ERROR first",
-        "2026-01-01 00:00:01,000 ERROR second: ё",
-        "Traceback",
-    ]
-    assert last_error(log_file) == "second: ё"
