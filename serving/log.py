@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import traceback
@@ -12,6 +11,8 @@ from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any, TextIO
+
+import orjson
 
 logger = logging.getLogger("serving")
 
@@ -35,7 +36,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["trace"] = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
-        return json.dumps(line, ensure_ascii=False)
+        return orjson.dumps(line).decode()
 
 
 def of_request(request_id: str | None) -> dict[str, Any]:
@@ -125,6 +126,6 @@ def open_log(log_file: Path) -> TextIO:
 def last_error(log_file: Path) -> str | None:
     """The message of the last error in a log."""
     for line in reversed(log_file.read_text("utf-8").splitlines()):
-        if '"level": "error"' in line:
-            return str(json.loads(line)["message"])
+        if '"level":"error"' in line:
+            return str(orjson.loads(line)["message"])
     return None

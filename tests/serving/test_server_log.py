@@ -131,13 +131,13 @@ def test_the_log_is_relayed_to_its_end(tmp_path: Path) -> None:
     shown = io.StringIO()
     with relayed(log_file, shown, interval_s=60), log_file.open("a") as log:
         log.write(formatted(logging.ERROR, "second: ё"))
-        log.write(formatted(logging.INFO, 'not "level": "error"'))
+        log.write(formatted(logging.INFO, 'not "level":"error"'))
         log.write("what others write\n")
     told = shown.getvalue().splitlines()
     assert [json.loads(line)["message"] for line in told[:3]] == [
         "first",
         "second: ё",
-        'not "level": "error"',
+        'not "level":"error"',
     ]
     assert told[3:] == ["what others write"]
     assert last_error(log_file) == "second: ё"
