@@ -11,6 +11,7 @@ are done are not done again, and one that was stopped is gone on with.
 from __future__ import annotations
 
 import argparse
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,8 +26,9 @@ from evals.evaluation import evaluate
 from evals.report import Report
 from moe.stats.recorder import RoutingRecorder
 from retrieval.documents import Document
+from retrieval.training import DEFAULT_CACHE
 from retrieval.training.pairs import read_pairs
-from retrieval.training.recipe import Recipe, load_recipe
+from retrieval.training.recipe import load_recipe
 from retrieval.training.training import train
 from retrieval.training.training_set import TrainingSet, same_text
 
@@ -42,6 +44,7 @@ class Variant:
         options: of the recipe.
         teachers: the names of those that are kept; None keeps all.
         base: what is started from; None for what the others start from.
+        recipe: that is changed.
     """
 
     question: str
@@ -49,30 +52,32 @@ class Variant:
     options: Mapping[str, Any]
     teachers: tuple[str, ...] | None = None
     base: Path | None = None
+    recipe: str = "lexpert-mini"
+
+
+TUNED = "lexpert-mini-tuned"
+SHORT = {"batch.queries": 32, "batch.topics": 4}
+"""Of trainings through a whole model, each step of which takes as long as ten of the others."""
 
 
 def variants(queries: int) -> list[Variant]:
     """All of them; `queries` are those of a batch."""
-    shared = {
-        "queries": "shared",
-        "optimiser.table_learning_rate": None,
-        "losses.0.temperature": 3.0,
-        "penalties.queries": {"kind": "flops", "strength": 0.005, "ramp": 20},
-    }
-    half = {"batch.queries": queries // 2, "batch.topics": 0}
+    half = {"batch.queries": queries // 2}
     return [
         Variant("", "the recipe", {}),
-        Variant("loss", "contrastive", {"losses": [{"kind": "contrastive", "temperature": 4.0}]}),
+        Variant("loss", "contrastive", {"losses": [{"kind": "contrastive", "temperature": 5.0}]}),
         Variant("teachers", "dense alone", {}, ("dense",)),
         Variant("teachers", "BM25 alone", {}, ("bm25",)),
-        Variant("λ", "a quarter", {"penalties.passages.strength": 0.0005}),
-        Variant("λ", "four times", {"penalties.passages.strength": 0.008}),
+        Variant("λ", "a quarter", {"penalties.passages.strength": 0.0015}),
+        Variant("λ", "four times", {"penalties.passages.strength": 0.024}),
         Variant("topics of a batch", "all mixed", {"batch.topics": 0}),
-        Variant("topics of a batch", "one", {"batch.topics": 1}),
+        Variant("topics of a batch", "two", {"batch.topics": 2}),
         Variant("negatives", "half the queries, with one of BM25 each", {**half, "batch.negatives": 1}),
         Variant("negatives", "half the queries, without", half),
-        Variant("queries", "through the model", shared),
-        Variant("layers that learn", "all, and the embeddings", {"frozen_layers": None}),
+        Variant("query table", "stays the IDF", {"optimiser.table_learning_rate": None}),
+        Variant("an expansion starts at", "one deviation", {"expansion.threshold": 1.0}),
+        Variant("an expansion starts at", "three", {"expansion.threshold": 3.0}),
+        Variant("what learns", "head and last layers", SHORT, recipe=TUNED),
     ]
 
 
@@ -122,21 +127,20 @@ def main() -> None:
     parser.add_argument("--experts", type=Path, metavar="MOE_BASE")
     parser.add_argument("--count", type=int, default=200, help="held-back pairs of each file")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--queries", type=int, default=32, help="of a batch")
-    parser.add_argument("--length", type=int, default=96, help="tokens of a passage, at most")
+    parser.add_argument("--queries", type=int, default=128, help="of a batch")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a passage, at most")
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="what frozen models made of texts")
     given = parser.parse_args()
     data = TrainingSet.load(given.set)
     collection = held_back(given.held_back, data, given.count)
-    recipe = load_recipe("lexpert-mini").changed(
-        {
-            "steps": given.steps,
-            "evaluate_every": given.steps,
-            "optimiser.warmup": given.steps // 6,
-            "penalties.passages.ramp": given.steps // 3,
-            "batch.queries": given.queries,
-            "batch.max_passage_length": given.length,
-        }
-    )
+    shared = {
+        "steps": given.steps,
+        "evaluate_every": given.steps,
+        "optimiser.warmup": given.steps // 6,
+        "penalties.passages.ramp": given.steps // 3,
+        "batch.queries": given.queries,
+        "batch.max_passage_length": given.length,
+    }
     print(
         f"{len(collection.queries):,} queries, {collection.corpus.num_documents:,} passages; {given.steps} steps of"
     )
@@ -149,9 +153,10 @@ def main() -> None:
     asked = variants(given.queries)
     if given.experts is not None:
         routers = {"routers": {"balance": 0.01, "z": 0.001}}
-        asked.append(Variant("feed-forward blocks", "experts", routers, base=given.experts))
+        tuned = {**SHORT, **routers}
+        asked.append(Variant("what learns", "the same of experts", tuned, base=given.experts, recipe=TUNED))
     for variant in asked:
-        made, row = run(variant, recipe, data, collection, given.base, given.out)
+        made, row = run(variant, shared, data, collection, given)
         star = ""
         if reference is None:
             reference = made
@@ -164,7 +169,7 @@ def main() -> None:
 
 
 def run(
-    variant: Variant, recipe: Recipe, data: TrainingSet, collection: Collection, base: Path, out: Path
+    variant: Variant, shared: Mapping[str, Any], data: TrainingSet, collection: Collection, given: Namespace
 ) -> tuple[Report, str]:
     """Train and measure one; its report, and its active terms as cells of the table."""
     kept = [
@@ -172,14 +177,15 @@ def run(
         for teacher in data.teachers
         if variant.teachers is None or teacher.name.partition("=")[0] in variant.teachers
     ]
-    folder = out / f"{variant.question} {variant.name}".strip().replace(" ", "-").replace(",", "")
+    folder = given.out / f"{variant.question} {variant.name}".strip().replace(" ", "-").replace(",", "")
     report = train(
-        recipe.changed(variant.options),
-        variant.base or base,
+        load_recipe(variant.recipe).changed({**shared, **variant.options}),
+        variant.base or given.base,
         replace(data, teachers=kept),
         folder,
         watch_routers=RoutingRecorder,
         resume=True,
+        cache=given.cache,
     )
     measured = evaluate(
         collection, str(folder / "model"), out=folder / "held-back", workers=1, plot=False
