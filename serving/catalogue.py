@@ -190,6 +190,10 @@ class Catalogue:
             )
         return found
 
+    def has(self, name: str) -> bool:
+        """Whether there is an index of that name, or an alias."""
+        return name in self.indexes or name in self.dense or name in self.aliases
+
     def searched(self, name: str, param: str = "name") -> Searched:
         """The index of that name, dense or not, or that an alias of the name stands for; 404 naming `param` if none."""
         meant = self.aliases.get(name, name)

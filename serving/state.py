@@ -132,6 +132,17 @@ class ServerState:
         if self._writers is not None:
             self._writers.close()
 
+    async def look_for(self, name: str) -> None:
+        """Take in an index of that name, or an alias, that another process may have made a moment ago."""
+        readers = self._readers
+        if readers is not None and not readers.catalogue.has(name):
+            await asyncio.to_thread(readers.look)
+
+    async def index(self, name: str) -> ServedIndex:
+        """See `Catalogue.index`; looked for on the disk before it is said not to be there."""
+        await self.look_for(name)
+        return self.catalogue.index(name)
+
     async def see(self, has_come: Callable[[Catalogue], bool], timeout_s: float) -> bool:
         """Wait until the open indexes fulfil a condition; whether they did in time."""
         readers = self._readers

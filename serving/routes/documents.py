@@ -108,7 +108,7 @@ class WriteOptions:
 async def put_documents(state: ServerState, request: Request) -> Response:
     """Write documents; those of an id that is there take its place."""
     options = read_options(request)
-    served = state.catalogue.index(request.path_parameters["name"])
+    served = await state.index(request.path_parameters["name"])
     with state.writing_admitted():
         if media_type(request) in STREAM_TYPES:
             return await put_stream(state, request, served, options)
@@ -180,7 +180,7 @@ async def write_lines(
 async def delete_documents(state: ServerState, request: Request) -> Response:
     """Delete documents by id or by filter; what is not there is no error."""
     options = read_options(request)
-    served = state.catalogue.index(request.path_parameters["name"])
+    served = await state.index(request.path_parameters["name"])
     limits = state.configuration.limits
     with state.writing_admitted():
         body = await request.json_body(limits.max_body_bytes, limits.body_timeout_s)
@@ -214,7 +214,7 @@ def read_deletion(body: bytes, served: ServedIndex) -> Operation:
 async def delete_document(state: ServerState, request: Request) -> Response:
     """Delete one document; that it is not there is no error."""
     options = read_options(request)
-    served = state.catalogue.index(request.path_parameters["name"])
+    served = await state.index(request.path_parameters["name"])
     identifier = request.path_parameters["id"]
     digest = hashlib.sha256(b"delete one\0" + identifier.encode()).hexdigest()
     with state.writing_admitted():
@@ -224,7 +224,7 @@ async def delete_document(state: ServerState, request: Request) -> Response:
 async def get_document(state: ServerState, request: Request) -> Response:
     """One document as the index keeps it."""
     request.refuse_query_parameters()
-    served = state.catalogue.index(request.path_parameters["name"])
+    served = await state.index(request.path_parameters["name"])
     identifier = request.path_parameters["id"]
     document = await asyncio.to_thread(served.index.document, identifier)
     if document is None:

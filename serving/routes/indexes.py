@@ -36,7 +36,9 @@ async def list_indexes(state: ServerState, request: Request) -> Response:
 
 async def describe_index(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
-    return Response.json(state.catalogue.searched(request.path_parameters["name"]).describe())
+    name = request.path_parameters["name"]
+    await state.look_for(name)
+    return Response.json(state.catalogue.searched(name).describe())
 
 
 async def create_index(state: ServerState, request: Request) -> Response:
@@ -54,7 +56,7 @@ async def delete_index(state: ServerState, request: Request) -> Response:
     name = request.path_parameters["name"]
     if name in state.catalogue.aliases:
         raise ApiError(409, "is_alias", f"{name} is an alias; name the index, or remove the alias", "name")
-    served = state.catalogue.index(name)
+    served = await state.index(name)
     await state.writing.delete(name)
     await state.see(lambda catalogue: is_gone(catalogue.indexes.get(name), served), NO_LONGER_S)
     return Response.json({"status": "completed", "name": name})
@@ -62,7 +64,7 @@ async def delete_index(state: ServerState, request: Request) -> Response:
 
 async def index_stats(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
-    served = state.catalogue.index(request.path_parameters["name"])
+    served = await state.index(request.path_parameters["name"])
     pending = {"documents": 0, "bytes": 0}
     if served.is_writable:
         pending = await state.writing.pending(served.name, served.uid)
@@ -74,7 +76,7 @@ async def index_stats(state: ServerState, request: Request) -> Response:
 async def make_snapshot(state: ServerState, request: Request) -> Response:
     """Copy the index as it is, with all that was answered before, into the data folder."""
     request.refuse_query_parameters()
-    served = state.catalogue.index(request.path_parameters["name"])
+    served = await state.index(request.path_parameters["name"])
     made = await state.writing.snapshot(served.name, served.uid)
     return Response.json({"index": served.name, **made}, 201)
 

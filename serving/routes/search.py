@@ -51,6 +51,7 @@ def found(
 async def search(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
     name = request.path_parameters["name"]
+    await state.look_for(name)
     state.catalogue.searched(name)  # an index that is not there is said so before the body is read
     work = partial(answer, lambda: state.catalogue, name, state.configuration.limits)
     return await state.respond(request, work, takes_timeout=True)
