@@ -383,6 +383,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(
             assert kept == ["", 0, 0, str(server.base_url).rstrip("/") + "/"]
             assert KEY not in page.content()
             page.reload()
+            expect(dialog).to_be_visible()
             page.keyboard.press("Escape")
             expect(page.locator("#start-error")).to_contain_text("this server asks for a key")
 
