@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TextIO
 
 import typer
 
@@ -131,7 +131,8 @@ def demo(
     show_preparation(prepared, console)
     say(f"starting the server for {prepared.index} …")
     configuration = ServerConfiguration(indexes={INDEX_NAME: prepared.index.absolute()}, port=free_port(port))
-    with serving(configuration) as (server, stop):
+    # Beside what it finds, its log would be noise.
+    with (folder / "server.log").open("w") as log, serving(configuration, log) as (server, stop):
         for question in QUESTIONS:
             if not stop.is_requested:
                 show_answer(question, ask(server.url, question), console)
@@ -144,8 +145,13 @@ def demo(
 
 
 @contextmanager
-def serving(configuration: ServerConfiguration) -> Iterator[tuple[RunningServer, StopSignals]]:
+def serving(
+    configuration: ServerConfiguration, log: TextIO | None = None
+) -> Iterator[tuple[RunningServer, StopSignals]]:
     """A running server, and the signals that ask for its end; stopped when the context is left.
+
+    Args:
+        log: where the lines of its log go; standard error if None.
 
     Raises:
         typer.Exit: the end was asked for before it could serve.
@@ -154,7 +160,7 @@ def serving(configuration: ServerConfiguration) -> Iterator[tuple[RunningServer,
 
     with StopSignals() as stop:
         try:
-            with running(configuration) as server:
+            with running(configuration, log) as server:
                 stop.only_note()
                 yield server, stop
         except KeyboardInterrupt:
