@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from serving.completion_request import MOST_STOPS
+from serving.completion_request import StopStrings
 from serving.configuration import Limits
-from serving.errors import ApiError, from_validation
-from serving.one_or_more import one_or_more
+from serving.errors import ApiError
+from serving.parsed_body import parsed_body
 from serving.search_request import FuseRequest, SearchRequest, check_search_request
 
 MOST_PASSAGES = 100
@@ -43,14 +43,7 @@ class AnswerRequest(BaseModel):
     temperature: float = Field(default=0.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = None
-    stop: (
-        Annotated[
-            list[Annotated[str, Field(min_length=1)]],
-            Field(max_length=MOST_STOPS),
-            BeforeValidator(one_or_more, json_schema_input_type=str | list[str]),
-        ]
-        | None
-    ) = None
+    stop: StopStrings | None = None
     stream: bool = False
 
     def search(self) -> SearchRequest:
@@ -89,10 +82,7 @@ def read_answer_request(body: bytes, limits: Limits) -> AnswerRequest:
     Raises:
         ApiError: 400 if it is not JSON, 422 if it is not a question within the limits.
     """
-    try:
-        parsed = AnswerRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    parsed = parsed_body(AnswerRequest, body)
     check_search_request(parsed.search(), limits)
     if parsed.max_tokens is not None and parsed.max_tokens > limits.max_new_tokens:
         raise ApiError(

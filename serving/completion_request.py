@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from serving.configuration import Limits
-from serving.errors import ApiError, from_validation
+from serving.errors import ApiError
 from serving.one_or_more import one_or_more
+from serving.parsed_body import parsed_body
 
 MOST_STOPS = 16
+
+StopStrings = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(max_length=MOST_STOPS),
+    BeforeValidator(one_or_more, json_schema_input_type=str | list[str]),
+]
+"""Before any of them a text ends."""
 
 
 def prompts(value: Any) -> list[Any]:
@@ -47,14 +55,7 @@ class GenerationRequest(BaseModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     n: int = Field(default=1, ge=1)
     seed: int | None = None
-    stop: (
-        Annotated[
-            list[Annotated[str, Field(min_length=1)]],
-            Field(max_length=MOST_STOPS),
-            BeforeValidator(one_or_more, json_schema_input_type=str | list[str]),
-        ]
-        | None
-    ) = None
+    stop: StopStrings | None = None
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}
@@ -122,10 +123,7 @@ def read_generation_request(kind: type[GenerationRequest], body: bytes, limits: 
     Raises:
         ApiError: 400 if it is not JSON, 422 if it is not what the route takes, within the limits.
     """
-    try:
-        parsed = kind.model_validate_json(body)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    parsed = parsed_body(kind, body)
     if parsed.stream_options is not None and not parsed.stream:
         raise ApiError(422, "invalid_value", "stream_options is for streams; set stream", "stream_options")
     texts = parsed.n * len(getattr(parsed, "prompt", (None,)))

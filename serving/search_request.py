@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from retrieval.search.fusion import FusionMethod
 from serving.configuration import Limits
-from serving.errors import ApiError, from_validation
+from serving.errors import ApiError
 from serving.one_or_more import one_or_more
+from serving.parsed_body import parsed_body
 
 Vector = dict[str, Any]
 
@@ -98,10 +99,7 @@ def read_search_request(body: bytes, limits: Limits) -> SearchRequest:
     Raises:
         ApiError: 400 if it is not JSON, 422 if it is not a search within the limits.
     """
-    try:
-        parsed = SearchRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    parsed = parsed_body(SearchRequest, body)
     check_search_request(parsed, limits)
     return parsed
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from serving.configuration import Limits
-from serving.errors import ApiError, from_validation
+from serving.errors import ApiError
 from serving.one_or_more import one_or_more
+from serving.parsed_body import parsed_body
 
 
 class TeiRequest(BaseModel):
@@ -52,10 +53,7 @@ def read_tei_request(kind: type[Read], texts: str, body: bytes, limits: Limits) 
     Raises:
         ApiError: 400 if it is not JSON, 422 if it is not what the route takes, within the limits.
     """
-    try:
-        parsed = kind.model_validate_json(body)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    parsed = parsed_body(kind, body)
     count = len(getattr(parsed, texts))
     if not 1 <= count <= limits.max_inputs:
         raise ApiError(

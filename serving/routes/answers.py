@@ -49,6 +49,7 @@ async def answers(state: ServerState, request: Request) -> Answer:
         body = await request.json_body(limits.max_body_bytes, limits.body_timeout_s)
         parsed = read_answer_request(body, limits)
         generator = state.generators.named(parsed.model)
+        await state.look_for(parsed.index)
         state.catalogue.searched(parsed.index, "index")
         deadline = Deadline(limits.timeout_s)
         result = orjson.loads(await searched(state, parsed, deadline))

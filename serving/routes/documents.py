@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from runtime.errors import LexpertError
 from serving.answer_models import DeletionBody, DocumentBody, UpsertBody
 from serving.asgi import Request, Response, Route, require_uncompressed
 from serving.catalogue import ServedIndex
 from serving.description import Description, Parameter
-from serving.errors import ApiError, from_library, from_validation
+from serving.errors import ApiError, from_library
 from serving.indexes.incoming_documents import (
     Checked,
     DocumentRules,
@@ -32,6 +32,7 @@ from serving.indexes.incoming_documents import (
 from serving.indexes.known_answers import KnownAnswer
 from serving.indexes.readers import reaches
 from serving.indexes.writing import Written
+from serving.parsed_body import parsed_body
 from serving.state import ServerState
 
 if TYPE_CHECKING:
@@ -126,10 +127,7 @@ async def put_json(
 
 
 def check_upsert(body: bytes, rules: DocumentRules, max_errors: int) -> Checked:
-    try:
-        upsert = Upsert.model_validate_json(body)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    upsert = parsed_body(Upsert, body)
     checked = Checked(max_errors)
     check_values(enumerate(upsert.documents, 1), rules, checked)
     return checked
@@ -192,10 +190,7 @@ async def delete_documents(state: ServerState, request: Request) -> Response:
 def read_deletion(body: bytes, served: ServedIndex) -> Operation:
     from retrieval.search.filters import check_filter
 
-    try:
-        deletion = Deletion.model_validate_json(body)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    deletion = parsed_body(Deletion, body)
     if (deletion.ids is None) == (deletion.filter is None):
         raise ApiError(422, "missing_parameter", "give ids or a filter, one of the two", "ids")
     if deletion.ids is not None:

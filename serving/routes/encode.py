@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from serving.answer_models import Encoding
 from serving.asgi import Request, Response, Route
@@ -16,8 +16,9 @@ from serving.configuration import Limits
 from serving.deadline import Deadline
 from serving.description import Description
 from serving.encoding import EncodingTurn, ServedEncoder
-from serving.errors import ApiError, from_validation
+from serving.errors import ApiError
 from serving.one_or_more import one_or_more
+from serving.parsed_body import parsed_body
 from serving.state import ServerState
 
 if TYPE_CHECKING:
@@ -42,10 +43,7 @@ def read_encode_request(body: bytes, limits: Limits) -> EncodeRequest:
     Raises:
         ApiError: 400 if it is not JSON, 422 if it is not an encoding within the limits.
     """
-    try:
-        parsed = EncodeRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    parsed = parsed_body(EncodeRequest, body)
     count = len(parsed.input)
     if not 1 <= count <= limits.max_inputs:
         raise ApiError(

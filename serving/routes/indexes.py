@@ -6,15 +6,16 @@ import asyncio
 import re
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from serving.answer_models import AliasesBody, IndexBody, IndexDeleted, IndexList, IndexStats, SnapshotBody
 from serving.asgi import Request, Response, Route
 from serving.catalogue import ServedIndex
 from serving.configuration import INDEX_NAME
 from serving.description import Description
-from serving.errors import ApiError, from_validation
+from serving.errors import ApiError
 from serving.indexes.writers import NewIndex
+from serving.parsed_body import parsed_body
 from serving.state import ServerState
 
 NO_LONGER_S = 30.0
@@ -103,10 +104,7 @@ async def read_body(state: ServerState, request: Request, kind: type[Any]) -> An
     """The body as a pydantic model; 400 or 422 if it is none."""
     limits = state.configuration.limits
     body = await request.json_body(limits.max_body_bytes, limits.body_timeout_s)
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    return parsed_body(kind, body)
 
 
 def checked_name(name: str, param: str) -> str:
