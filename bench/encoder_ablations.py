@@ -57,7 +57,7 @@ class Variant:
 
 TUNED = "lexpert-mini-tuned"
 SHORT = {"batch.queries": 32, "batch.topics": 4}
-"""Of trainings through a whole model, each step of which takes as long as ten of the others."""
+"""Of trainings through a whole model, whose steps take far longer than those of the others."""
 
 
 def variants(queries: int) -> list[Variant]:
