@@ -12,8 +12,10 @@ PACKAGES := runtime retrieval moe evals serving
 run: $(VENV)/.run
 	$(BIN)/lexpert demo $(if $(ONCE),--once)
 
+# A process for each core, and one thread of arithmetic in each: more would wait for each other. ARGS come last, so
+# that "-n 0" among them runs everything in one process.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

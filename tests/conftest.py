@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from hypothesis import settings
 settings.register_profile("lexpert", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("lexpert")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+# A cache of compiled kernels for each worker of pytest-xdist, kept between runs: Numba takes no lock on the index
+# of a cache, so that two processes that compile a kernel for different types at once may each get the other's.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".lexpert" / "kernels" / worker))
 
 
 @pytest.fixture(scope="session")

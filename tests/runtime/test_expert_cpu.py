@@ -191,11 +191,16 @@ def test_calls_from_several_threads_at_once_do_not_mix() -> None:
         results = [expert_mlp(**problems[place]) for _ in range(50)]
         wrong.extend(place for result in results if not torch.equal(result, expected[place]))
 
-    threads = [threading.Thread(target=repeat, args=(place,)) for place in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    callers = [threading.Thread(target=repeat, args=(place,)) for place in range(4)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    finally:
+        torch.set_num_threads(threads)
     assert wrong == []
 
 

@@ -216,11 +216,16 @@ def test_calls_from_several_threads_at_once_do_not_mix() -> None:
         found = [mix_few_tokens(**layers[place]) for _ in range(30)]
         wrong.extend(place for output in found if not torch.equal(output, results[place]))  # type: ignore[arg-type]
 
-    threads = [threading.Thread(target=repeat, args=(place,)) for place in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    callers = [threading.Thread(target=repeat, args=(place,)) for place in range(4)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    finally:
+        torch.set_num_threads(threads)
     assert wrong == []
 
 
