@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from runtime.errors import ConflictError, LexpertError
-from serving.deadline import Deadline
 from serving.dense import ServedDense, is_dense
 from serving.encoding import ServedEncoder
 from serving.errors import ApiError
@@ -22,9 +21,6 @@ GIVEN = "given"
 
 COUNTING_FAMILIES = frozenset({"bm25"})
 """Encoders whose weights of a document depend on the others, and are learned from texts."""
-
-WARM_UP_S = 3600.0
-"""A large model may take its time to load."""
 
 
 def check_indexes(folders: Mapping[str, Path]) -> None:
@@ -175,8 +171,7 @@ class Catalogue:
     def warm_up(self) -> None:
         """Encode and search once in each index, so that no request waits for what is loaded on first use."""
         for served in self.indexes.values():
-            if served.encoder.can_encode:
-                served.encoder.encode(["warm up"], "query", Deadline(WARM_UP_S))
+            served.encoder.warm_up()
             served.warm_up()
         for dense in self.dense.values():
             dense.warm_up()

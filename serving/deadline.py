@@ -52,7 +52,11 @@ class Deadline:
         try:
             yield
         finally:
-            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
+            self.note(name, time.perf_counter() - began)
+
+    def note(self, name: str, seconds: float) -> None:
+        """Add seconds to a stage of the work."""
+        self.stages[name] = self.stages.get(name, 0.0) + seconds
 
     def check(self) -> None:
         """Return if the work should go on.

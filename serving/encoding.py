@@ -1,43 +1,44 @@
-"""Encoders as a server uses them: those that cannot be shared by threads, by one request at a time."""
+"""Encoders as a server uses them: at once where threads may share them, else together with what others ask for."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from runtime.activations import SparseActivations
 from serving.deadline import Deadline
+from serving.errors import overloaded
+from serving.text_batcher import Encoded, TextBatcher
 
 if TYPE_CHECKING:
     from retrieval import SparseEncoder
     from retrieval.encoders.encoder import Vocabulary
 
-Encoded = TypeVar("Encoded")
+Rows = TypeVar("Rows")
 
-SHARED_FAMILIES = frozenset({"bm25"})
-"""Encoders that threads may share. The others compute on all cores, so two at once would be in each other's way."""
+SHARED = frozenset({("bm25", "query"), ("bm25", "document"), ("inference_free", "query")})
+"""Families, and roles of texts, that are looked up in tables: threads may share them. The others compute on all cores,
+so two at once would be in each other's way."""
 
 VECTORS_ONLY_FAMILIES = frozenset({"precomputed"})
 
 BATCH = 32
-"""Texts encoded, and queries searched, between two looks at the deadline."""
+"""Texts that are looked up, and queries searched, between two looks at the deadline."""
+
+LONGEST_RETRY_S = 60
 
 
 class ServedEncoder:
-    """An encoder, with a turn to wait for if threads cannot share it."""
+    """An encoder, with a queue if threads cannot share it."""
 
     def __init__(self, encoder: SparseEncoder) -> None:
         self.encoder = encoder
         # Asked for on the event loop; some encoders read all their weights to compute it.
         self.fingerprint = encoder.fingerprint
-        self.turn = None if encoder.family in SHARED_FAMILIES else asyncio.Lock()
-        """Waited for on the event loop, so that those who wait do not take threads from other indexes."""
-        # A request that ran out of time gives its turn back while its thread still works on the last batch.
-        self._alone: AbstractContextManager[object] = nullcontext() if self.turn is None else Lock()
+        self.batcher = TextBatcher(self._encode_as, encoder.token_lengths, SparseActivations.concat)
 
     @property
     def name(self) -> str:
@@ -52,39 +53,65 @@ class ServedEncoder:
     def vocabulary(self) -> Vocabulary:
         return self.encoder.vocabulary
 
-    def encode(self, texts: Sequence[str], role: str, deadline: Deadline) -> SparseActivations:
-        """Vectors of texts as `role`, ``"query"`` or ``"document"``, batch by batch while there is time."""
-        encode = self.encoder.encode_queries if role == "query" else self.encoder.encode_documents
+    def encode(
+        self,
+        texts: Sequence[str],
+        role: str,
+        deadline: Deadline,
+        finish: Callable[[SparseActivations, int | None], bytes | ToEncode[Any]],
+    ) -> bytes | ToEncode[Any]:
+        """Go on with the vectors of texts as `role`, ``"query"`` or ``"document"``: now, or when they are encoded.
+
+        Args:
+            finish: takes the vectors, and how many tokens the texts have if they have been counted.
+        """
+        if (self.encoder.family, role) not in SHARED:
+            return ToEncode(self.batcher, texts, role, finish)
         batches = []
         for first in range(0, len(texts), BATCH):
             deadline.check()
-            with self._alone, deadline.stage("encode"):
-                batches.append(encode(texts[first : first + BATCH]))
-        return batches[0] if len(batches) == 1 else SparseActivations.concat(batches)
+            with deadline.stage("encode"):
+                batches.append(self._encode_as(texts[first : first + BATCH], role))
+        return finish(batches[0] if len(batches) == 1 else SparseActivations.concat(batches), None)
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        with self._alone:
-            return self.encoder.count_tokens(texts)
+    def warm_up(self) -> None:
+        """Encode once, in the thread that encodes, so that no request waits for what is loaded on first use."""
+        if (self.encoder.family, "query") in SHARED:
+            self._encode_as(["warm up"], "query")
+        elif self.can_encode:
+            self.batcher.submit(["warm up"], "query").result()
 
     def unknown_terms(self, texts: Sequence[str]) -> list[list[str]]:
         """For each text, the terms that the vocabulary cannot express."""
-        with self._alone:
-            return [self.encoder.unknown_terms(text) for text in texts]
+        return [self.encoder.unknown_terms(text) for text in texts]
 
-    def apart(
-        self, encode: Callable[[], Encoded], finish: Callable[[Encoded], bytes | EncodingTurn[Any]]
-    ) -> bytes | EncodingTurn[Any]:
-        """``finish(encode())``, now if threads may share the encoder, else when it is the request's turn."""
-        return finish(encode()) if self.turn is None else EncodingTurn(self.turn, encode, finish)
+    def _encode_as(self, texts: Sequence[str], role: str) -> SparseActivations:
+        return self.encoder.encode_queries(texts) if role == "query" else self.encoder.encode_documents(texts)
 
 
 @dataclass(frozen=True)
-class EncodingTurn(Generic[Encoded]):
-    """Work in two parts, of which only the first needs the encoder: searching is for many threads at once.
+class ToEncode(Generic[Rows]):
+    """Texts to encode together with those of other requests, and what is done with the vectors.
 
-    What remains after the second may be such work again, at another encoder.
+    What `finish` leaves may be such work again, at another encoder. It takes the vectors and the number of tokens.
     """
 
-    turn: asyncio.Lock
-    encode: Callable[[], Encoded]
-    finish: Callable[[Encoded], bytes | EncodingTurn[Any]]
+    batcher: TextBatcher[Rows]
+    texts: Sequence[str]
+    role: str
+    finish: Callable[[Rows, int | None], bytes | ToEncode[Any]]
+
+    async def encoded(self, deadline: Deadline) -> Encoded[Rows]:
+        """The vectors, when it is their turn.
+
+        Cancelling it takes the texts out of the queue.
+
+        Raises:
+            ApiError: 429 if more waits than will be encoded before the request's time is over.
+        """
+        expected_s = self.batcher.expected_s(self.texts)
+        if expected_s > deadline.remaining_s:
+            raise overloaded(min(math.ceil(expected_s), LONGEST_RETRY_S))
+        encoded = await asyncio.wrap_future(self.batcher.submit(self.texts, self.role))
+        deadline.note("encode", encoded.seconds)
+        return encoded

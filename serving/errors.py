@@ -79,6 +79,16 @@ def error_body(
     )
 
 
+def overloaded(retry_after_s: int = 1) -> ApiError:
+    """For what comes when the server has as much to do as it takes."""
+    return ApiError(
+        429,
+        "overloaded",
+        "the server has as many requests waiting as it takes; try again later",
+        headers=((b"retry-after", b"%d" % retry_after_s),),
+    )
+
+
 def internal_error() -> ApiError:
     """For faults of ours: says nothing of paths, types or traces; those are in the server's log."""
     return ApiError(

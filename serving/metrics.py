@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 
-from serving.histogram import Histogram
+from runtime.histogram import Histogram
 
 OTHER = "other"
 """Stands for all paths that no route has: labels must not grow with what clients send."""

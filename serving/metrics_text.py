@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import LexpertError
+from runtime.histogram import Histogram
 from serving.catalogue import ServedIndex
 from serving.errors import ApiError
 from serving.generation import Generator
-from serving.histogram import Histogram
 from serving.metrics import Metrics
 from serving.state import ServerState
 
@@ -214,5 +214,5 @@ def histogram(
 
     family = HistogramMetricFamily(name, documentation, labels=labels)
     for key, times in values.items():
-        family.add_metric(key, times.cumulative(), sum_value=times.sum_s)
+        family.add_metric(key, times.cumulative(), sum_value=times.sum)
     return family

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,7 +15,7 @@ from runtime.errors import LexpertError
 from serving.catalogue import Catalogue, Searched, ServedIndex
 from serving.deadline import Deadline
 from serving.dense import ServedDense
-from serving.encoding import BATCH, EncodingTurn
+from serving.encoding import BATCH, ToEncode
 from serving.errors import from_library
 from serving.query_vectors import read_query_vectors
 from serving.search_request import SearchRequest, invalid
@@ -103,7 +102,7 @@ class Search:
     started: float
     deadline: Deadline
 
-    def run(self) -> bytes | EncodingTurn[Any]:
+    def run(self) -> bytes | ToEncode[Any]:
         """Encode and search, and build the body of the answer (blocking)."""
         if self.request.texts():
             return self._encoded(())
@@ -112,21 +111,22 @@ class Search:
         vectors = read_query_vectors(*self.request.named_vectors(), served.encoder.vocabulary)
         return self._answer([Queries(vectors.activations, vectors.unknown_terms)])
 
-    def _encoded(self, done: tuple[Queries, ...]) -> bytes | EncodingTurn[Any]:
-        """Encode for one index after the other, each in its own turn: none is held while another is awaited."""
+    def _encoded(self, done: tuple[Queries, ...]) -> bytes | ToEncode[Any]:
+        """Encode for one index after the other."""
         if len(done) == len(self.indexes):
             return self._answer(done)
         served = self.indexes[len(done)]
-        apart = served.apart if isinstance(served, ServedDense) else served.encoder.apart
-        return apart(partial(self._encode, served), lambda queries: self._encoded((*done, queries)))
-
-    def _encode(self, served: Searched) -> Queries:
         texts = self.request.texts()
+        unknown_terms: list[list[str]] = [[] for _ in texts]
+        if not done and isinstance(served, ServedIndex):
+            unknown_terms = served.encoder.unknown_terms(texts)
+
+        def go_on(vectors: Vectors, _: int | None) -> bytes | ToEncode[Any]:
+            return self._encoded((*done, Queries(vectors, unknown_terms)))
+
         if isinstance(served, ServedDense):
-            return Queries(served.encode(texts, self.deadline), [[] for _ in texts])
-        vectors = served.encoder.encode(texts, "query", self.deadline)
-        is_told = served is self.indexes[0]
-        return Queries(vectors, served.encoder.unknown_terms(texts) if is_told else [[] for _ in texts])
+            return ToEncode(served.batcher, texts, "query", go_on)
+        return served.encoder.encode(texts, "query", self.deadline, go_on)
 
     def _answer(self, queries: Sequence[Queries]) -> bytes:
         """Search batch by batch, and describe the hits, while there is time."""

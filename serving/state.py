@@ -18,13 +18,14 @@ from serving.asked_timeout import asked_timeout_s
 from serving.catalogue import Catalogue, Searched, ServedIndex
 from serving.configuration import ServerConfiguration
 from serving.deadline import Deadline
-from serving.encoding import EncodingTurn
-from serving.errors import RETRY, ApiError
+from serving.encoding import ToEncode
+from serving.errors import RETRY, ApiError, overloaded
 from serving.generators import Generators
 from serving.indexes.readers import Readers, reaches
 from serving.indexes.writers import Writers
 from serving.indexes.writing import LocalWriting, Writing
 from serving.metrics import Metrics
+from serving.streaming import unless_gone
 
 logger = logging.getLogger("serving")
 
@@ -33,9 +34,9 @@ STARTED_S = 60.0
 
 Result = TypeVar("Result")
 
-Work = Callable[[bytes, Deadline], "bytes | EncodingTurn[Any] | AwaitsVersion"]
-"""From a request's body to the answer's, or to what remains to be done when it is its turn at an encoder, or when the
-index is at a later version."""
+Work = Callable[[bytes, Deadline], "bytes | ToEncode[Any] | AwaitsVersion"]
+"""From a request's body to the answer's, or to what remains to be done when texts are encoded, or when the index is at
+a later version."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class AwaitsVersion:
 
     served: Searched
     version: int
-    go_on: Callable[[], bytes | EncodingTurn[Any]]
+    go_on: Callable[[], bytes | ToEncode[Any]]
 
 
 class ServerState:
@@ -179,7 +180,7 @@ class ServerState:
             deadline = Deadline(min(asked_s, limits.timeout_s), is_asked=asked_s < limits.timeout_s)
             asked = time.perf_counter()
             worked: list[float] = []
-            answer = await self.work(work, body, deadline, worked)
+            answer = await self.work(work, body, deadline, worked, request)
         total = time.perf_counter() - asked
         self.metrics.spent(request.route, {"queue": total - sum(worked), **deadline.stages})
         return Response(
@@ -192,11 +193,14 @@ class ServerState:
             ),
         )
 
-    async def work(self, work: Work, body: bytes, deadline: Deadline, worked: list[float]) -> bytes:
-        """What comes of work in threads, in its turns at encoders; notes the seconds that it took in `worked`.
+    async def work(
+        self, work: Work, body: bytes, deadline: Deadline, worked: list[float], request: Request
+    ) -> bytes:
+        """What comes of work in threads, and of encoding between; notes the seconds that it took in `worked`.
 
         Raises:
-            ApiError: 504 if the time is over; and what `work` raises.
+            ApiError: 504 if the time is over, 429 if it would be; and what `work` raises.
+            ClientGoneError: while texts waited to be encoded.
         """
         try:
             async with asyncio.timeout(deadline.timeout_s):
@@ -204,11 +208,11 @@ class ServerState:
                 if isinstance(answer, AwaitsVersion):
                     await self._reach(answer, deadline)
                     answer = await self._in_thread(worked, answer.go_on, deadline)
-                while isinstance(answer, EncodingTurn):
-                    rest = answer
-                    async with rest.turn:
-                        encoded = await self._in_thread(worked, rest.encode, deadline)
-                    answer = await self._in_thread(worked, partial(rest.finish, encoded), deadline)
+                while isinstance(answer, ToEncode):
+                    encoded = await unless_gone(request, answer.encoded(deadline))
+                    worked.append(encoded.seconds)
+                    rest = partial(answer.finish, encoded.rows, encoded.tokens)
+                    answer = await self._in_thread(worked, rest, deadline)
                 return answer
         except TimeoutError:
             raise deadline.over() from None
@@ -262,15 +266,6 @@ class ServerState:
                 worked.append(time.perf_counter() - started)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
-
-
-def overloaded() -> ApiError:
-    return ApiError(
-        429,
-        "overloaded",
-        "the server has as many requests waiting as it takes; try again later",
-        headers=RETRY,
-    )
 
 
 def milliseconds(name: bytes, seconds: float) -> Header:

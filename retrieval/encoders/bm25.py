@@ -224,8 +224,8 @@ class Bm25Encoder(CountingEncoder):
             rows.append(([unit for unit, _ in known], [float(count) for _, count in known]))
         return SparseActivations.from_rows(rows, len(self._vocabulary))
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        return sum(len(self._analyzer.terms(text)) for text in texts)
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
+        return [len(self._analyzer.terms(text)) for text in texts]
 
     def unknown_terms(self, text: str) -> list[str]:
         terms = list(dict.fromkeys(self._analyzer.terms(text)))

@@ -137,8 +137,8 @@ class CsrEncoder(SparseEncoder):
         indptr = np.concatenate([[0], np.cumsum(np.diff(codes.indptr) * given)])
         return SparseActivations(indptr, codes.units[lit], codes.weights[lit], codes.num_units)
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        return self.dense.count_tokens(texts)
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
+        return self.dense.token_lengths(texts)
 
     def save(self, folder: Path) -> None:
         """Write a folder of sentence-transformers, modules named as in its version 5.

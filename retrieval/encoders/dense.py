@@ -116,9 +116,9 @@ class DenseEncoder:
         """Encode queries, in the same form as documents."""
         return self._encode([self.described.query_prompt + text for text in texts], advance)
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        """Tokens of the texts together, special ones included, prompts not, each cut at the longest."""
-        return sum(map(len, self._transformer.tokenize(texts, self.described.max_length)["input_ids"]))
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special ones included, prompts not, cut at the longest."""
+        return [len(ids) for ids in self._transformer.tokenize(texts, self.described.max_length)["input_ids"]]
 
     def _encode(self, texts: Sequence[str], advance: Advance | None) -> NDArray[np.float32]:
         import torch

@@ -65,8 +65,12 @@ class SparseEncoder(ABC):
         """Encode queries, in the same form as documents."""
 
     @abstractmethod
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens the encoder reads in each text: what batches and usage are counted by."""
+
     def count_tokens(self, texts: Sequence[str]) -> int:
-        """How many tokens the encoder reads in these texts together: what usage is counted by."""
+        """How many tokens the encoder reads in these texts together."""
+        return sum(self.token_lengths(texts))
 
     def unknown_terms(self, text: str) -> list[str]:  # noqa: ARG002 - families with whole words use it
         """Terms of a query that the vocabulary cannot express; none where it is made of subwords."""

@@ -117,9 +117,9 @@ class InferenceFreeEncoder(SparseEncoder):
         }
         return fingerprint(settings, self._documents.files())
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
         """Without special tokens."""
-        return self._table.count_tokens(texts)
+        return self._table.token_lengths(texts)
 
     def encode_documents(self, texts: Sequence[str], advance: Advance | None = None) -> SparseActivations:
         """Encode with the document model, which is loaded at the first call.

@@ -321,9 +321,9 @@ class MaskedLanguageModel:
             expanded = self._expanded(vectors, expansion)
             return (weights if expanded is None else weights.add_(expanded)), vectors
 
-    def count_tokens(self, texts: Sequence[str], max_length: int | None = None) -> int:
-        """Tokens of the texts together, special ones included, each text cut at `max_length`."""
-        return sum(len(ids) for ids in self._tokenize(texts, max_length)["input_ids"]) if texts else 0
+    def token_lengths(self, texts: Sequence[str], max_length: int | None = None) -> list[int]:
+        """Tokens of each text, special ones included, cut at `max_length`."""
+        return [len(ids) for ids in self._tokenize(texts, max_length)["input_ids"]]
 
     def _tokenize(self, texts: Sequence[str], max_length: int | None = None) -> Tokens:
         limit = min(max_length or int(self.tokenizer.model_max_length), self._positions)

@@ -104,7 +104,7 @@ class PrecomputedEncoder(SparseEncoder):
         """Refuse: InputError."""
         self._refuse("queries")
 
-    def count_tokens(self, texts: Sequence[str]) -> int:  # noqa: ARG002
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:  # noqa: ARG002
         """Refuse: InputError."""
         self._refuse("texts")
 

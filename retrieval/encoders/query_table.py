@@ -57,10 +57,10 @@ class QueryTable:
         lit = np.concatenate(rows) if rows else np.zeros(0, np.int32)
         return SparseActivations(indptr, lit, self.weights[lit], len(self.weights))
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        """Tokens of the texts together, without special ones."""
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without special ones."""
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return sum(len(encoding.ids) for encoding in encodings)
+        return [len(encoding.ids) for encoding in encodings]
 
 
 def read_query_table(folder: Path, weights: Path) -> QueryTable:

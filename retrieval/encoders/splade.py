@@ -254,9 +254,9 @@ class SpladeEncoder(SparseEncoder):
     def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
         return self.queries.encode(texts)
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
         """Special tokens included, cut at the longest that the query model reads."""
-        return self.queries.model.count_tokens(texts, self.queries.route.max_length)
+        return self.queries.model.token_lengths(texts, self.queries.route.max_length)
 
     def save(self, folder: Path) -> None:
         """Write a sentence-transformers folder (version 5 module paths) with the model's files copied.

@@ -128,9 +128,9 @@ class TokenWeightEncoder(SparseEncoder):
         limit = self._options.max_active_dims
         return rows if limit is None else _heaviest_rows(rows, limit)
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
         """Special tokens included, prompts not, each text cut at the longest."""
-        return sum(map(len, self.model.tokenize(texts)["input_ids"]))
+        return [len(ids) for ids in self.model.tokenize(texts)["input_ids"]]
 
     def save(self, folder: Path) -> None:
         """Copy the folder, with the settings as they are.

@@ -52,7 +52,7 @@ async def answers(state: ServerState, request: Request) -> Answer:
         await state.look_for(parsed.index)
         state.catalogue.searched(parsed.index, "index")
         deadline = Deadline(limits.timeout_s)
-        result = orjson.loads(await searched(state, parsed, deadline))
+        result = orjson.loads(await searched(state, parsed, deadline, request))
         state.metrics.spent(request.route, deadline.stages)
         hits = [hit for hit in result["results"][0]["hits"] if has_text(hit)]
         room, new = parsed.room((await generator.about())[1], limits)
@@ -81,12 +81,12 @@ async def answers(state: ServerState, request: Request) -> Answer:
     return Response.json(made.whole(text))
 
 
-async def searched(state: ServerState, parsed: AnswerRequest, deadline: Deadline) -> bytes:
+async def searched(state: ServerState, parsed: AnswerRequest, deadline: Deadline, request: Request) -> bytes:
     """The body of a search for the passages."""
     limits, started = state.configuration.limits, time.perf_counter()
     work = partial(found, lambda: state.catalogue, parsed.index, limits, parsed.search(), started)
     try:
-        return await state.work(lambda _, until: work(until), b"", deadline, [])
+        return await state.work(lambda _, until: work(until), b"", deadline, [], request)
     except ApiError as error:
         if error.param != "with":
             raise

@@ -15,7 +15,7 @@ from serving.catalogue import Catalogue
 from serving.configuration import Limits
 from serving.deadline import Deadline
 from serving.description import Description
-from serving.encoding import EncodingTurn, ServedEncoder
+from serving.encoding import ServedEncoder, ToEncode
 from serving.errors import ApiError
 from serving.one_or_more import one_or_more
 from serving.parsed_body import parsed_body
@@ -52,20 +52,20 @@ def read_encode_request(body: bytes, limits: Limits) -> EncodeRequest:
     return parsed
 
 
-def answer(
-    catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline
-) -> bytes | EncodingTurn[SparseActivations]:
+def answer(catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline) -> bytes | ToEncode[Any]:
     """Parse and encode, and build the body of the answer (blocking)."""
     request = read_encode_request(body, limits)
     encoder = catalogue.encoder(request.model)
-    return encoder.apart(
-        partial(encoder.encode, request.input, request.role, deadline),
-        partial(answer_body, request, encoder, deadline),
-    )
+    finish = partial(answer_body, request, encoder, deadline)
+    return encoder.encode(request.input, request.role, deadline, finish)
 
 
 def answer_body(
-    request: EncodeRequest, encoder: ServedEncoder, deadline: Deadline, vectors: SparseActivations
+    request: EncodeRequest,
+    encoder: ServedEncoder,
+    deadline: Deadline,
+    vectors: SparseActivations,
+    tokens: int | None,
 ) -> bytes:
     data = []
     for place, (units, weights) in enumerate(vectors):
@@ -79,8 +79,9 @@ def answer_body(
         if request.return_tokens:
             vector["tokens"] = [encoder.vocabulary.term(unit) for unit in vector["indices"]]
         data.append(vector)
-    usage = {"prompt_tokens": encoder.count_tokens(request.input)}
-    return orjson.dumps({"data": data, "model": request.model, "usage": usage})
+    if tokens is None:
+        tokens = encoder.encoder.count_tokens(request.input)
+    return orjson.dumps({"data": data, "model": request.model, "usage": {"prompt_tokens": tokens}})
 
 
 def strongest_first(units: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

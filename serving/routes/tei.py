@@ -15,7 +15,7 @@ from serving.catalogue import Catalogue
 from serving.configuration import Limits
 from serving.deadline import Deadline
 from serving.description import Description
-from serving.encoding import EncodingTurn, ServedEncoder
+from serving.encoding import ServedEncoder, ToEncode
 from serving.errors import ApiError
 from serving.routes.health import installed_version
 from serving.state import ServerState
@@ -45,17 +45,15 @@ def encoder_for(catalogue: Catalogue, request: TeiRequest) -> ServedEncoder:
     return encoder
 
 
-def embedded(
-    catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline
-) -> bytes | EncodingTurn[SparseActivations]:
+def embedded(catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline) -> bytes | ToEncode[Any]:
     """Parse and encode, and build the body of the answer (blocking)."""
     request = read_tei_request(EmbedSparseRequest, "inputs", body, limits)
     encoder = encoder_for(catalogue, request)
-    encode = partial(encoder.encode, request.inputs, request.prompt_name or "document", deadline)
-    return encoder.apart(encode, partial(embedding_body, deadline))
+    role = request.prompt_name or "document"
+    return encoder.encode(request.inputs, role, deadline, partial(embedding_body, deadline))
 
 
-def embedding_body(deadline: Deadline, vectors: SparseActivations) -> bytes:
+def embedding_body(deadline: Deadline, vectors: SparseActivations, _: int | None) -> bytes:
     rows = []
     for units, weights in vectors:
         deadline.check()
@@ -64,18 +62,17 @@ def embedding_body(deadline: Deadline, vectors: SparseActivations) -> bytes:
     return orjson.dumps(rows)
 
 
-def reranked(
-    catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline
-) -> bytes | EncodingTurn[NDArray[np.float64]]:
+def reranked(catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline) -> bytes | ToEncode[Any]:
     """Parse, encode and score, and build the body of the answer (blocking)."""
     request = read_tei_request(RerankRequest, "texts", body, limits)
     encoder = encoder_for(catalogue, request)
 
-    def scores() -> NDArray[np.float64]:
-        query = encoder.encode([request.query], "query", deadline)
-        return products(query, encoder.encode(request.texts, "document", deadline))
+    def with_query(query: SparseActivations, _: int | None) -> bytes | ToEncode[Any]:
+        return encoder.encode(
+            request.texts, "document", deadline, lambda texts, _: ranks_body(request, products(query, texts))
+        )
 
-    return encoder.apart(scores, partial(ranks_body, request))
+    return encoder.encode([request.query], "query", deadline, with_query)
 
 
 def products(query: SparseActivations, documents: SparseActivations) -> NDArray[np.float64]:

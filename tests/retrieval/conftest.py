@@ -59,8 +59,8 @@ class NumberEncoder(SparseEncoder):
     def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
         return self.encode_documents(texts)
 
-    def count_tokens(self, texts: Sequence[str]) -> int:
-        return sum(len(text.split()) for text in texts)
+    def token_lengths(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

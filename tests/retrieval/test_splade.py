@@ -350,5 +350,7 @@ def test_tokens_are_counted_as_the_model_reads_them(make_language_model: MakeMod
     folder = make_language_model()
     encoder = SparseEncoder.load(folder, max_length=5)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert encoder.count_tokens(texts) == sum(min(len(tokenizer(text)["input_ids"]), 5) for text in texts)
+    lengths = [min(len(tokenizer(text)["input_ids"]), 5) for text in texts]
+    assert encoder.token_lengths(texts) == lengths
+    assert encoder.count_tokens(texts) == sum(lengths)
     assert encoder.count_tokens([]) == 0

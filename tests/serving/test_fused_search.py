@@ -345,10 +345,13 @@ def test_a_request_waits_for_its_turn_at_the_dense_encoder_and_no_longer_than_it
 ) -> None:
     dense = api.state.catalogue.dense["dense"]
     fusion = {"with": ["more", "dense"]}
-    with dense.alone:  # as if another request's batch were being encoded
-        began = time.monotonic()
-        response = post(client, "docs", query="oak", fuse=fusion, timeout_ms=200)
-        assert time.monotonic() - began < TIMEOUT_S / 2
+    go_on = threading.Event()
+    dense.batcher._thread.submit(go_on.wait, 60)  # as if another request's batch were being encoded
+    began = time.monotonic()
+    response = post(client, "docs", query="oak", fuse=fusion, timeout_ms=200)
+    assert time.monotonic() - began < TIMEOUT_S / 2
+    assert dense.batcher.waiting == 0
+    go_on.set()
     assert error_of(response) == (504, "timeout", "timeout_ms")
     assert "timeout_ms of 200" in response.json()["error"]["message"]
     fused = rankings(client, "docs", query="oak", fuse=fusion, timeout_ms=10_000_000)

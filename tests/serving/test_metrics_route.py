@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from runtime.histogram import BOUNDS_S, Histogram
 from serving.api import Api
 from serving.configuration import Limits, ServerConfiguration
-from serving.histogram import BOUNDS_S, Histogram
 from serving.metrics import Metrics
 from serving.request_identity import RequestIdentity
 from tests.serving.socket_server import serve
@@ -144,7 +144,7 @@ def test_a_histogram_counts_as_the_obvious_one_does() -> None:
         histogram.observe(seconds)
     for bound, count in histogram.cumulative():
         assert count == sum(seconds <= float(bound) for seconds in times)
-    assert histogram.sum_s == pytest.approx(sum(times))
+    assert histogram.sum == pytest.approx(sum(times))
 
 
 def test_only_refusals_count_as_refused() -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from retrieval import SparseIndex
+from runtime.activations import SparseActivations
 from serving.api import Api
 from serving.asgi import Message
 from serving.configuration import Limits, ServerConfiguration
 from serving.deadline import Deadline, WorkStoppedError
-from serving.encoding import EncodingTurn, ServedEncoder
+from serving.encoding import ServedEncoder
 from serving.errors import ApiError
 
 SEARCH = "/v1/indexes/docs/search"
@@ -155,7 +156,7 @@ def test_a_deadline_ends_work_that_nobody_waits_for() -> None:
 def test_a_slow_encoder_takes_no_thread_from_other_indexes(
     api: Any, index: SparseIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One request encodes and holds its turn; as many as there are threads wait for theirs."""
+    """One request is encoded; as many as there are threads wait for that."""
     begun, go_on = threading.Event(), threading.Event()
 
     class SlowEncoder:
@@ -163,6 +164,7 @@ def test_a_slow_encoder_takes_no_thread_from_other_indexes(
         fingerprint = "0"
         vocabulary = index.encoder.vocabulary
         unknown_terms = staticmethod(index.encoder.unknown_terms)
+        token_lengths = staticmethod(index.encoder.token_lengths)
 
         def encode_queries(self, texts: list[str]) -> Any:
             begun.set()
@@ -201,12 +203,13 @@ def test_a_slow_encoder_takes_no_thread_from_other_indexes(
 
 def test_batches_of_an_encoding_are_one_batch(api: Any, index: SparseIndex) -> None:
     texts = [f"json file {place}" for place in range(50)]
-    served = ServedEncoder(index.encoder)
-    vectors = served.encode(texts, "query", Deadline(60))
-    assert vectors.num_rows == 50
-    assert [units.tolist() for units, _ in vectors] == [
-        units.tolist() for units, _ in index.encoder.encode_queries(texts)
-    ]
-    assert not isinstance(served.apart(lambda: vectors, lambda _: b"now"), EncodingTurn)
+    expected = [units.tolist() for units, _ in index.encoder.encode_queries(texts)]
+
+    def finish(vectors: SparseActivations, tokens: int | None) -> bytes:
+        assert [units.tolist() for units, _ in vectors] == expected
+        assert tokens is None
+        return b"now"
+
+    assert ServedEncoder(index.encoder).encode(texts, "query", Deadline(60), finish) == b"now"
     found = api.post(SEARCH, json={"queries": texts, "k": 3}).json()["results"]
     assert [[hit["id"] for hit in result["hits"]] for result in found] == index.search(texts, k=3).ids
