@@ -1,4 +1,4 @@
-"""``lexpert index``: build, add, delete, merge, calibrate, verify, stats; export and import."""
+"""``lexpert index``: build, add, delete, merge, calibrate, verify, stats, shard; export and import."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from retrieval.cli.options import (
     parse_fields,
     print_json,
 )
+from retrieval.cli.shard import shard
 from runtime.errors import UsageError
 
 Merge = Annotated[
@@ -41,6 +42,7 @@ index_app.command("import")(import_)
 index_app.command("densify")(densify)
 index_app.command("search-densified")(search_densified)
 index_app.command("dense")(dense)
+index_app.command("shard")(shard)
 
 
 @index_app.command("build")
@@ -294,9 +296,9 @@ def verify(index: IndexFolder, as_json: Json = False) -> None:
 
     Example: lexpert index verify idx
     """
-    from retrieval.index.sparse_index import SparseIndex
+    from retrieval.index.sharded_index import open_index
 
-    with SparseIndex.open(index) as opened:
+    with open_index(index) as opened:
         checked = opened.verify()
         generation = opened.generation
     if as_json:
@@ -311,14 +313,14 @@ def stats(index: IndexFolder, as_json: Json = False) -> None:
 
     Example: lexpert index stats idx --json
     """
-    from retrieval.index.sparse_index import SparseIndex
+    from retrieval.index.sharded_index import open_index
 
-    with SparseIndex.open(index) as opened:
+    with open_index(index) as opened:
         found = opened.stats()
     if as_json:
         print_json(found)
         return
-    calibration = found.pop("calibration")
+    calibration = found.pop("calibration", {})
     layouts = found.pop("layouts")
     found["segments"] = f"{found['segments']:,}" + (
         f" ({', '.join(f'{count:,} in {layout}' for layout, count in layouts.items())})" if layouts else ""
@@ -346,5 +348,5 @@ def _shown(value: Any) -> str:
         case dict():
             return ", ".join(f"{name} ({kind})" for name, kind in value.items()) or "none"
         case list():
-            return ", ".join(value) or "none"
+            return ", ".join(str(item) for item in value) or "none"
     return str(value)

@@ -11,6 +11,7 @@ from retrieval.cli.options import IndexOption, Json, MovedEncoder, load_encoder,
 from runtime.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from retrieval.index.sharded_index import ShardedIndex
     from retrieval.index.sparse_index import SparseIndex
 
 
@@ -54,7 +55,7 @@ def search(
 
     lexpert search --index idx --queries queries.jsonl --run out.trec -k 1000 --target-recall 0.99
     """
-    from retrieval.index.sparse_index import SparseIndex
+    from retrieval.index.sharded_index import open_index
 
     if (query is None) == (queries is None):
         raise UsageError("give either one question or --queries FILE")
@@ -71,7 +72,7 @@ def search(
         "effort": effort,
         "target_recall": target_recall,
     }
-    with SparseIndex.open(index, encoder=load_encoder(encoder) if encoder else None) as opened:
+    with open_index(index, encoder=load_encoder(encoder) if encoder else None) as opened:
         if queries is not None and run is not None:
             _search_file(opened, queries, run, options, as_json)
         else:
@@ -90,7 +91,7 @@ def _parse_filter(text: str | None) -> Any:
 
 
 def _search_one(
-    index: SparseIndex, query: str, options: dict[str, Any], explain: bool, as_json: bool
+    index: SparseIndex | ShardedIndex, query: str, options: dict[str, Any], explain: bool, as_json: bool
 ) -> None:
     from dataclasses import asdict
 
@@ -122,7 +123,7 @@ def _search_one(
 
 
 def _search_file(
-    index: SparseIndex, queries: Path, run: Path, options: dict[str, Any], as_json: bool
+    index: SparseIndex | ShardedIndex, queries: Path, run: Path, options: dict[str, Any], as_json: bool
 ) -> None:
     from retrieval.documents import read_queries
     from retrieval.interop.trec_run import write_run

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from retrieval.index.arrays import ArrayFile, disk_errors, sync_folder
+from retrieval.index.arrays import ArrayFile
 from retrieval.index.calibration import Calibration
+from retrieval.index.checked_json import without_checksum, write_checked_json
 from retrieval.index.impact_codec import ImpactCodec
 from runtime.errors import FormatError, NotFoundError
 
 FORMAT = "lexpert-index"
 VERSION = 2
 MANIFEST_FILE = "manifest.json"
+SHARDS_FILE = "shards.json"
+"""In place of the manifest, in the folder of a sharded index; see `shards_manifest`."""
 
 Layout = Literal["windows", "tiers"]
 FieldKind = Literal["int", "float", "keyword"]
@@ -90,28 +91,9 @@ class Manifest(_Entry):
         return sum(segment.live for segment in self.segments)
 
 
-def _canonical(content: dict[str, Any]) -> bytes:
-    return orjson.dumps(
-        content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
-    )
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return f"sha256:{hashlib.sha256(_canonical(content)).hexdigest()}"
-
-
 def write_manifest(index: Path, manifest: Manifest) -> None:
     """Replace the manifest atomically and durably."""
-    content = manifest.model_dump()
-    content["checksum"] = _checksum(content)
-    temporary = index / f"{MANIFEST_FILE}.tmp"
-    with disk_errors(temporary):
-        with temporary.open("wb") as file:
-            file.write(_canonical(content))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, index / MANIFEST_FILE)
-        sync_folder(index)
+    write_checked_json(index / MANIFEST_FILE, manifest.model_dump())
 
 
 def read_manifest(index: Path) -> Manifest:
@@ -138,12 +120,11 @@ def read_manifest(index: Path) -> Manifest:
             f"{index} has index format version {content.get('version')}, but this lexpert reads version {VERSION}; "
             "build the index again, or open it with the lexpert that wrote it"
         )
-    # Comparing with the canonical bytes as well catches damage that JSON would read over, such as white space.
-    checksum = content.pop("checksum", None)
-    if checksum != _checksum(content) or _canonical({**content, "checksum": checksum}) != data:
+    bare = without_checksum(content, data)
+    if bare is None:
         raise FormatError(damaged)
     try:
-        return Manifest.model_validate(content)
+        return Manifest.model_validate(bare)
     except ValidationError as error:
         raise FormatError(f"{path} is not understood ({error.errors()[0]['msg']})") from error
 
@@ -153,4 +134,9 @@ def _nothing_there(index: Path) -> str:
         return f"there is no index {index}; build one with: lexpert index build --encoder bm25 --corpus … --out {index}"
     if index.is_file():
         return f"{index} is a file; give the folder of an index"
+    if (index / SHARDS_FILE).exists():
+        return (
+            f"{index} is a sharded index, which can be searched and served but not used as one index; take the one "
+            "that it was split from"
+        )
     return f"{index} holds no committed index (no {MANIFEST_FILE}); run the build that was to fill it again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from retrieval.index.arrays import map_array
+from retrieval.index.arrays import ArrayFile, map_array
 from retrieval.index.fields import FieldColumn
 from retrieval.index.manifest import DeletesEntry, FieldKind, SegmentEntry
 from retrieval.index.string_table import StringTable, gather_strings
@@ -21,6 +22,7 @@ from runtime.activations import SparseActivations
 
 SEGMENTS_FOLDER = "segments"
 DELETES_FOLDER = "deletes"
+NO_FILE = ArrayFile(bytes=0, sha256="")
 
 
 class Segment:
@@ -85,6 +87,16 @@ class Segment:
             if value is not None:
                 document[name] = value
         return document
+
+    def without(self, dropped: NDArray[np.bool_]) -> Segment:
+        """The same segment with some documents (bool ``[documents]``) deleted as well, for reading only."""
+        deleted = self.deleted | dropped
+        entry = DeletesEntry(name="", documents=int(np.count_nonzero(deleted)), file=NO_FILE)
+        limited = copy(self)
+        limited.entry = self.entry.model_copy(update={"deletes": entry})
+        limited.deleted = deleted
+        limited._packed_deletes = np.packbits(deleted)
+        return limited
 
     def stored_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bytes stored of each of some documents."""

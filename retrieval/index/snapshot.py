@@ -37,14 +37,15 @@ def copy_commit(index: Path, manifest: Manifest, copy: Path) -> int:
     with disk_errors(copy):
         for name in wanted:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(index / name, copy / name)
+            link_or_copy(index / name, copy / name)
         for folder in {parent for name in wanted for parent in name.parents}:
             sync_folder(copy / folder)
     write_manifest(copy, manifest)
     return sum(file.bytes for file in wanted.values())
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """A further name of an immutable file, or, where the disk cannot do that, a durable copy."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

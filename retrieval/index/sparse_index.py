@@ -119,6 +119,10 @@ class SparseIndex:
         """
         return self._encoder.load()
 
+    def share_encoder(self, other: SparseIndex) -> None:
+        """Take the encoder of an index that has the same, so that it is loaded once."""
+        self._encoder = other._encoder
+
     @property
     def num_documents(self) -> int:
         """Documents that are not deleted."""
@@ -197,13 +201,30 @@ class SparseIndex:
         else:
             vectors = self.encoder.encode_queries(queries)
             unknown = [self.encoder.unknown_terms(query) for query in queries]
-        traversal = choose_traversal(mode, effort, target_recall, k, self._calibration)
+        traversal = self.traversal(k, mode, effort, target_recall)
         found = self.search_vectors(vectors, k, traversal, self._parts(filter), threads, counters)
         return Hits(
             ids=[self.ids(rows) for _, rows in found],
             scores=[scores for scores, _ in found],
             unknown_terms=unknown,
         )
+
+    def traversal(
+        self, k: int, mode: str | None = None, effort: float | None = None, target_recall: float | None = None
+    ) -> Traversal:
+        """The way to search for what a caller asks; see `search`, and there too what it raises."""
+        return choose_traversal(mode, effort, target_recall, k, self._calibration)
+
+    def search_filtered(
+        self,
+        vectors: SparseActivations,
+        k: int,
+        traversal: Traversal,
+        filter: Filter | None,
+        threads: int = 1,
+    ) -> list[Found]:
+        """`search_vectors` among the documents that fulfil a filter; raises UsageError for a bad one."""
+        return self.search_vectors(vectors, k, traversal, self._parts(filter), threads)
 
     def search_vectors(
         self,

@@ -185,3 +185,22 @@ def test_a_question_that_is_not_utf_8_is_searched_and_shown(idx: Run) -> None:
     outcome = idx("search", "--index", "idx", "wind \udcff", "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out)["query"] == "wind \ufffd"
+
+
+def test_shards_are_made_searched_and_looked_at(idx: Run) -> None:
+    made = idx("index", "shard", "idx", "--shards", "2", "--out", "two")
+    assert (made.code, made.out.split(":")[0]) == (0, "split idx into two")
+    for command in (
+        ["wind", "--json"],
+        ["wind rain", "--explain", "--json", "--filter", '{"field":"year","gte":2000}'],
+    ):
+        found, wanted = idx("search", "--index", "two", *command), idx("search", "--index", "idx", *command)
+        assert json.loads(found.out) == json.loads(wanted.out)
+    stats = json.loads(idx("index", "stats", "two", "--json").out)
+    assert (stats["documents"], stats["shards"]) == (3, 2)
+    assert "shards               2" in idx("index", "stats", "two").out
+    assert "two is intact" in idx("index", "verify", "two").out
+    refused = idx("index", "add", "two", "--corpus", "corpus.jsonl")
+    assert refused.code == 1
+    assert "two is a sharded index" in refused.err
+    assert idx("index", "shard", "idx", "--shards", "0", "--out", "none").code == 2
