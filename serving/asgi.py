@@ -275,9 +275,15 @@ class Router(Generic[State]):
     """Finds the route of a path and method."""
 
     def __init__(self, routes: Iterable[Route[State]]) -> None:
-        self._by_path: dict[tuple[str, ...], dict[str, Route[State]]] = {}
+        by_path: dict[tuple[str, ...], dict[str, Route[State]]] = {}
         for route in routes:
-            self._by_path.setdefault(tuple(route.path.split("/")), {})[route.method] = route
+            by_path.setdefault(tuple(route.path.split("/")), {})[route.method] = route
+        # By the number of parts that a path has, of which those beyond the longest template are all alike.
+        self._longest = 1 + max(map(len, by_path), default=0)
+        self._by_length = [
+            [(template, of) for template, of in by_path.items() if may_have(template, length)]
+            for length in range(self._longest + 1)
+        ]
 
     def find(self, method: str, path: str) -> tuple[Route[State], dict[str, str]]:
         """The route and the path's parameters.
@@ -287,7 +293,7 @@ class Router(Generic[State]):
         """
         parts = tuple(path.split("/"))
         methods: set[str] = set()
-        for template, routes in self._by_path.items():
+        for template, routes in self._by_length[min(len(parts), self._longest)]:
             parameters = match(template, parts)
             if parameters is not None:
                 route = routes.get("GET" if method == "HEAD" else method)
@@ -303,6 +309,11 @@ class Router(Generic[State]):
                 headers=[(b"allow", allowed.encode())],
             )
         raise ApiError(404, "route_not_found", f"there is no {path} on this server")
+
+
+def may_have(template: tuple[str, ...], length: int) -> bool:
+    """Whether paths of so many parts can match the template."""
+    return len(template) == length or (template[-1].endswith("*}") and len(template) < length)
 
 
 def match(template: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, str] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from serving.errors import ApiError, from_validation
@@ -24,6 +25,8 @@ class NumberedVector(BaseModel):
     indices: list[int]
     values: list[float]
 
+
+LARGEST = float(np.finfo(np.float32).max)
 
 TERM_VECTOR = TypeAdapter(dict[str, float], config=ConfigDict(strict=True))
 
@@ -78,15 +81,17 @@ def read_numbered(vector: dict[str, Any], name: str, num_units: int) -> tuple[li
             f"{name} has {len(parsed.indices)} indices and {len(parsed.values)} values; give as many of each",
             f"{name}.values",
         )
-    for place, unit in enumerate(parsed.indices):
-        if not 0 <= unit < num_units:
-            raise ApiError(
-                422,
-                "invalid_value",
-                f"{name}.indices.{place} is {unit}, but the vocabulary has units 0 to {num_units - 1}",
-                f"{name}.indices.{place}",
-            )
-    check_weights(parsed.values, [f"{name}.values.{place}" for place in range(len(parsed.values))])
+    if parsed.indices and not 0 <= min(parsed.indices) <= max(parsed.indices) < num_units:
+        place, unit = next(
+            (place, unit) for place, unit in enumerate(parsed.indices) if not 0 <= unit < num_units
+        )
+        raise ApiError(
+            422,
+            "invalid_value",
+            f"{name}.indices.{place} is {unit}, but the vocabulary has units 0 to {num_units - 1}",
+            f"{name}.indices.{place}",
+        )
+    check_weights(parsed.values, lambda place: f"{name}.values.{place}")
     return parsed.indices, parsed.values
 
 
@@ -97,18 +102,19 @@ def read_terms(
         weights = TERM_VECTOR.validate_python(vector)
     except ValidationError as error:
         raise from_validation(error, (name,)) from None
-    check_weights(list(weights.values()), [f"{name}.{term}" for term in weights])
     terms = list(weights)
+    check_weights(list(weights.values()), lambda place: f"{name}.{terms[place]}")
     found = vocabulary.find(terms) if terms else []
     known = [(unit, weights[term]) for term, unit in zip(terms, found, strict=True) if unit >= 0]
     unknown = [term for term, unit in zip(terms, found, strict=True) if unit < 0]
     return [unit for unit, _ in known], [weight for _, weight in known], unknown
 
 
-def check_weights(weights: Sequence[float], names: Sequence[str]) -> None:
-    largest = float(np.finfo(np.float32).max)
-    for weight, name in zip(weights, names, strict=True):
-        if not 0 <= weight <= largest:
+def check_weights(weights: Sequence[float], name_of: Callable[[int], str]) -> None:
+    """Raise a 422 for the first weight, if any, that is none; `name_of` calls the weight at a place by its name."""
+    for place, weight in enumerate(weights):
+        if not 0 <= weight <= LARGEST:
+            name = name_of(place)
             raise ApiError(
                 422, "invalid_value", f"{name} is {weight}, but weights are 0 or more and finite", name
             )
@@ -116,9 +122,11 @@ def check_weights(weights: Sequence[float], names: Sequence[str]) -> None:
 
 def coalesce(units: Sequence[int], weights: Sequence[float], name: str) -> tuple[Any, Any]:
     """Distinct units in ascending order with the float32 sums of their weights, zeros left out."""
-    distinct, places = np.unique(np.asarray(units, np.int64), return_inverse=True)
-    sums = np.zeros(len(distinct), np.float64)
-    np.add.at(sums, places, np.asarray(weights, np.float64))
-    check_weights(sums.tolist(), [f"{name}: the weight of unit {unit}" for unit in distinct])
+    distinct: NDArray[np.int64] = np.asarray(units, np.int64)
+    sums = np.asarray(weights, np.float64)
+    if not (distinct[1:] > distinct[:-1]).all():
+        distinct, places = np.unique(distinct, return_inverse=True)
+        sums = np.bincount(places, sums, len(distinct))
+        check_weights(sums.tolist(), lambda place: f"{name}: the weight of unit {distinct[place]}")
     kept = sums.astype(np.float32) > 0
     return distinct[kept], sums[kept]
