@@ -13,6 +13,7 @@ import evals.moe_bench.cli
 import evals.search_bench.cli
 import moe.cli
 import retrieval.cli
+import serving.bench.cli
 import serving.cli
 from runtime.errors import LexpertError, remedy
 
@@ -56,6 +57,7 @@ app.add_typer(evals.cli.train_app, name="train")
 evals.search_bench.cli.app.command("moe")(evals.moe_bench.cli.bench_moe)
 evals.search_bench.cli.app.command("moe-generate")(evals.moe_bench.cli.bench_moe_generate)
 evals.search_bench.cli.app.command("generate-concurrent")(evals.moe_bench.cli.bench_generate_concurrent)
+evals.search_bench.cli.app.command("serve")(serving.bench.cli.bench_serve)
 app.add_typer(evals.search_bench.cli.app, name="bench")
 app.add_typer(moe.cli.app, name="moe")
 app.command("serve")(serving.cli.serve)

@@ -126,7 +126,7 @@ def coalesce(units: Sequence[int], weights: Sequence[float], name: str) -> tuple
     sums = np.asarray(weights, np.float64)
     if not (distinct[1:] > distinct[:-1]).all():
         distinct, places = np.unique(distinct, return_inverse=True)
-        sums = np.bincount(places, sums, len(distinct))
+        sums = np.bincount(places, sums, len(distinct)).astype(np.float64)
         check_weights(sums.tolist(), lambda place: f"{name}: the weight of unit {distinct[place]}")
     kept = sums.astype(np.float32) > 0
     return distinct[kept], sums[kept]
