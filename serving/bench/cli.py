@@ -129,10 +129,6 @@ def _print(found: dict[str, Any]) -> None:
     from serving.bench.report import print_encode, print_search
 
     printers: dict[str, Any] = {"search": print_search, "encode": print_encode, "generate": print_concurrency}
-        "search": print_search,
-        "encode": print_encode,
-        "generate": print_concurrency,
-    }
     console = Console(width=None if sys.stdout.isatty() else 200)
     for part, each in found.items():
         printers[part](each, console)

@@ -21,7 +21,6 @@ from serving.bench.server_process import ServerProcess, serving
 
 if TYPE_CHECKING:
     from retrieval.index.sparse_index import SparseIndex
-
     from retrieval.search.hits import Hits
 
 NAME = "bench"
