@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from runtime.progress import progress
-from serving.bench.load import http_request
+from serving.bench.load import http_request, run_load
 from serving.bench.search import NAME, WARM_S, Side, measure
 from serving.bench.server_process import serving
 
@@ -37,9 +37,9 @@ class EncodeCost:
         many: with many connections.
         lone: with one.
         batch: the size of batches with which this process was fastest.
-        rates: texts a second in batches of that size, of each round.
+        rates: texts a second in batches of that size, and microseconds of the cores for each, of each round.
         alone_s: seconds of each text by itself in this process.
-        tried: texts a second by size of batches, in a first round.
+        tried: microseconds of the cores for a text by size of batches, in a first round.
         others: share of all cores' time that other work had meanwhile; None where it cannot be told.
     """
 
@@ -48,14 +48,19 @@ class EncodeCost:
     many: Side
     lone: Side
     batch: int
-    rates: list[float]
+    rates: list[tuple[float, float]]
     alone_s: list[float]
     tried: dict[int, float]
     others: float | None = None
 
     @property
     def batch_rate(self) -> float:
-        return statistics.median(self.rates)
+        return statistics.median(rate for rate, _ in self.rates)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """The same for each second of the cores, the client's included."""
+        return statistics.median(of for _, of in self.rates) / sum(self.many.cpu.values())
 
     @property
     def ratio(self) -> float:
@@ -75,10 +80,11 @@ class EncodeCost:
         return {
             "rounds": self.rounds,
             "ratio": self.ratio,
+            "cpu_ratio": self.cpu_ratio,
             "lone_ratio": self.lone_ratio,
             "best_batch": self.batch,
             "batch_rate": self.batch_rate,
-            "batches": self.tried,
+            "cpu_us_by_batch": self.tried,
             "in_process_ms": self.alone_ms,
             "sides": [
                 {"connections": self.connections, **self.many.to_json()},
@@ -114,8 +120,8 @@ def measure_encode(
         for text in texts
     ]
     encode_batches(loaded, texts, 1, WARM_S)
-    tried = {size: encode_batches(loaded, texts, size, seconds / 2) for size in BATCHES}
-    best = max(tried, key=lambda size: tried[size])
+    tried = {size: encode_batches(loaded, texts, size, seconds / 2)[1] for size in BATCHES}
+    best = min(tried, key=lambda size: tried[size])
     found = EncodeCost(connections, rounds, Side(), Side(), best, [], [], tried)
     with (
         serving({"indexes": {NAME: str(folder)}}, scratch / "encode") as server,
@@ -124,8 +130,11 @@ def measure_encode(
         others = OtherWork()
         for number in range(rounds + 1):
             of_round = seconds if number else WARM_S
-            for side, count in ((found.many, connections), (found.lone, 1)):
-                measure(side if number else Side(), server, requests, count, of_round)
+            for side, count in ((found.lone, 1), (found.many, connections)):
+                if number:
+                    measure(side, server, requests, count, of_round)
+                else:  # an encoder that has just started may take less than it will
+                    run_load(server.port, requests, count, seconds=of_round, pause_s=0.1)
             rate = encode_batches(loaded, texts, best, of_round)
             alone = encode_alone(loaded, texts, of_round)
             if number:
@@ -136,14 +145,16 @@ def measure_encode(
     return found
 
 
-def encode_batches(encoder: SparseEncoder, texts: Sequence[str], size: int, seconds: float) -> float:
-    """Texts a second in batches of one size."""
-    began, done = time.perf_counter(), 0
+def encode_batches(
+    encoder: SparseEncoder, texts: Sequence[str], size: int, seconds: float
+) -> tuple[float, float]:
+    """Texts a second in batches of one size, and microseconds of the cores for each."""
+    began, had, done = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - began < seconds:
         start = done % max(1, len(texts) - size + 1)
         encoder.encode_documents(texts[start : start + size])
         done += size
-    return done / (time.perf_counter() - began)
+    return done / (time.perf_counter() - began), 1e6 * (time.process_time() - had) / done
 
 
 def encode_alone(encoder: SparseEncoder, texts: Sequence[str], seconds: float) -> list[float]:

@@ -50,7 +50,8 @@ def print_encode(found: EncodeCost, console: Console) -> None:
     _add(table, found.lone, "1")
     console.print(table)
     console.print(
-        f"{found.ratio:.0%} of the {found.batch_rate:.1f} texts/s of batches of {found.batch} in this process; a lone "
+        f"{found.ratio:.0%} of the {found.batch_rate:.1f} texts/s of batches of {found.batch} in this process "
+        f"({found.cpu_ratio:.0%} for each second of the cores); a lone "
         f"one takes {found.lone_ratio:.2f} times the {found.alone_ms:.1f} ms in this process",
         highlight=False,
     )

@@ -114,7 +114,7 @@ def serving(configuration: dict[str, Any], folder: Path) -> Iterator[ServerProce
             [sys.executable, "-m", "lexpert", "serve", str(file)],
             stdout=out,
             stderr=out,
-            start_new_session=True,  # Ctrl-C is for whoever measures, who then ends it in order
+            process_group=0,  # Ctrl-C is for whoever measures, who then ends it in order
         )
     try:
         yield ServerProcess(process.pid, started(process, log), log)
