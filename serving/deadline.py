@@ -27,6 +27,7 @@ class Deadline:
 
     Attributes:
         stages: seconds of the work so far, by stage.
+        query_terms: how many terms each query lit up, with the name of the index that was searched.
     """
 
     def __init__(self, timeout_s: float, is_asked: bool = False) -> None:
@@ -35,6 +36,7 @@ class Deadline:
         self._ends = time.monotonic() + timeout_s
         self._is_stopped = False
         self.stages: dict[str, float] = {}
+        self.query_terms: list[tuple[str, int]] = []
 
     @property
     def remaining_s(self) -> float:

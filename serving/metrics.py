@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from functools import partial
 
-from runtime.histogram import Histogram
+from runtime.histogram import SIZES, Histogram
+from serving.deadline import Deadline
 
 OTHER = "other"
 """Stands for all paths that no route has: labels must not grow with what clients send."""
@@ -25,6 +27,7 @@ class Metrics:
     Attributes:
         requests: seconds from a request's header section to the end of its answer, by method, route and status.
         stages: seconds that requests spent in a stage of their work, by route and stage.
+        query_terms: how many terms queries lit up, by index.
         refused: requests that the server did not take, by status and code.
         in_flight: requests that are not answered to the end.
     """
@@ -32,6 +35,7 @@ class Metrics:
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, str, str], Histogram] = defaultdict(Histogram)
         self.stages: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
+        self.query_terms: defaultdict[tuple[str], Histogram] = defaultdict(partial(Histogram, SIZES))
         self.refused: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.in_flight = 0
         self._started = time.monotonic()
@@ -44,10 +48,12 @@ class Metrics:
         """Note the end of a request."""
         self.requests[method, route, status].observe(seconds)
 
-    def spent(self, route: str, stages: dict[str, float]) -> None:
-        """Note the seconds of each stage of the work on a request."""
-        for stage, seconds in stages.items():
+    def spent(self, route: str, deadline: Deadline) -> None:
+        """Note the seconds of each stage of the work on a request, and the terms of its queries."""
+        for stage, seconds in deadline.stages.items():
             self.stages[route, stage].observe(seconds)
+        for index, terms in deadline.query_terms:
+            self.query_terms[index,].observe(terms)
 
     def refuse(self, status: int, code: str) -> None:
         """Note an error answer if it says that the server takes no more."""

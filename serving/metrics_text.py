@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import LexpertError
 from runtime.histogram import Histogram
-from serving.catalogue import ServedIndex
+from serving.catalogue import Catalogue, ServedIndex
 from serving.errors import ApiError
 from serving.generation import Generator
 from serving.metrics import Metrics
 from serving.state import ServerState
+from serving.text_batcher import TextBatcher
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from moe.generation.engine.engine import EngineState
+    from runtime.meter import ActivityMeter
 
 logger = logging.getLogger("serving")
 
 ASKED_S = 2.0
 """How long other processes, that write or hold models, are waited for; what they would say is left out then."""
-
-QUANTILES = (0.5, 0.9, 0.99)
 
 INDEX_GAUGES = {
     "documents": "Documents of an index, without deleted ones.",
@@ -44,12 +44,21 @@ ENGINE_GAUGES = {
     "held_blocks": "Blocks of the key-value cache that sequences use.",
 }
 
+ROUTED_S = 60.0
+"""How far back the load of experts is looked at."""
+
 ENGINE_COUNTERS = {
     "prompt_tokens": "Tokens of prompts, with those that were found in the cache.",
     "cached_tokens": "Tokens of prompts that were found in the cache.",
     "generated_tokens": "Tokens generated.",
     "preempted": "Times that a sequence gave its memory to others.",
     "steps": "Steps computed.",
+}
+
+ENGINE_HISTOGRAMS = {
+    "step_seconds": "Of a step, of one token for every running sequence.",
+    "step_sequences": "Sequences for which a step computed one token.",
+    "step_prompt_tokens": "Tokens that a step computed beside, of prompts.",
 }
 
 
@@ -60,12 +69,14 @@ async def metrics_text(state: ServerState, version: str) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     indexes = await index_sizes(state)
-    engines = await engine_states(state.generators)
+    engines, loads = await asyncio.gather(engine_states(state.generators), expert_loads(state.generators))
     families = [
         *server_families(state, version),
         *request_families(state.metrics),
+        *encoding_families(batchers(state.catalogue) if state.is_ready else {}),
         *index_families(indexes),
         *engine_families(engines),
+        *expert_families(loads),
     ]
     registry.register(Collected(families))
     return generate_latest(registry)
@@ -101,6 +112,9 @@ def request_families(metrics: Metrics) -> Iterator[Metric]:
     )
     yield histogram(
         "lexpert_stage_seconds", "Spent in a stage of a request's work.", ("route", "stage"), metrics.stages
+    )
+    yield histogram(
+        "lexpert_query_terms", "Terms of a query that weigh anything.", ("index",), metrics.query_terms
     )
     yield counter(
         "lexpert_requests_refused",
@@ -168,24 +182,67 @@ def engine_families(engines: Mapping[str, EngineState | None]) -> Iterator[Metri
     for field, documentation in ENGINE_COUNTERS.items():
         values = {labels: getattr(state, field) for labels, state in states.items()}
         yield counter(f"lexpert_generation_{field}", documentation, label, values)
-    steps = {
-        (*labels, str(quantile)): seconds
-        for labels, state in states.items()
-        for quantile, seconds in step_seconds(state).items()
+    for field, documentation in ENGINE_HISTOGRAMS.items():
+        counts = {labels: getattr(state, field) for labels, state in states.items()}
+        yield histogram(f"lexpert_generation_{field}", documentation, label, counts)
+
+
+async def expert_loads(generators: Mapping[str, Generator]) -> dict[tuple[str, str], ActivityMeter]:
+    """By model and layer, what the experts did lately; nothing of a model that does not say."""
+
+    async def asked(generator: Generator) -> Mapping[str, ActivityMeter]:
+        try:
+            async with asyncio.timeout(ASKED_S):
+                return await generator.routing(ROUTED_S)
+        except Exception as error:  # of whatever carries the question to another process
+            logger.debug("no load of the experts of %s in the metrics: %s", generator.name, error)
+            return {}
+
+    found = await asyncio.gather(*map(asked, generators.values()))
+    return {
+        (name, layer): meter
+        for name, meters in zip(generators, found, strict=True)
+        for layer, meter in meters.items()
+    }
+
+
+def expert_families(loads: Mapping[tuple[str, str], ActivityMeter]) -> Iterator[Metric]:
+    shares = {
+        (*labels, str(expert)): share
+        for labels, meter in loads.items()
+        for expert, share in enumerate((meter.load / max(int(meter.load.sum()), 1)).tolist())
     }
     yield gauge(
-        "lexpert_generation_step_seconds",
-        "Of the last steps, each of one token for every running sequence.",
-        ("model", "quantile"),
-        steps,
+        "lexpert_expert_load",
+        "Share of a layer's tokens that an expert had in the last minute.",
+        ("model", "layer", "expert"),
+        shares,
+    )
+    yield gauge(
+        "lexpert_expert_entropy",
+        "Of the load of a layer's experts in the last minute, in nats.",
+        ("model", "layer"),
+        {labels: meter.report().entropy for labels, meter in loads.items()},
     )
 
 
-def step_seconds(state: EngineState) -> dict[float, float]:
-    """Quantiles of the last steps; none if there was no step."""
-    seconds = sorted(step.seconds for step in state.recent)
-    last = len(seconds) - 1
-    return {quantile: seconds[round(quantile * last)] for quantile in QUANTILES} if seconds else {}
+def batchers(catalogue: Catalogue) -> dict[str, TextBatcher[Any]]:
+    """The queues of encoders that have been used, by the index that has them; tables have no need of one."""
+    every: dict[str, TextBatcher[Any]] = {
+        name: index.encoder.batcher for name, index in catalogue.indexes.items()
+    }
+    every |= {name: dense.batcher for name, dense in catalogue.dense.items()}
+    return {name: batcher for name, batcher in every.items() if any(batcher.batch_texts.counts)}
+
+
+def encoding_families(batchers: Mapping[str, TextBatcher[Any]]) -> Iterator[Metric]:
+    label = ("index",)
+    waiting = {(name,): float(batcher.waiting) for name, batcher in batchers.items()}
+    yield gauge("lexpert_encode_waiting", "Requests whose texts wait to be encoded.", label, waiting)
+    texts = {(name,): batcher.batch_texts for name, batcher in batchers.items()}
+    yield histogram("lexpert_encode_batch_texts", "Texts that were encoded together.", label, texts)
+    tokens = {(name,): batcher.batch_tokens for name, batcher in batchers.items()}
+    yield histogram("lexpert_encode_batch_tokens", "Tokens that were encoded together.", label, tokens)
 
 
 def gauge(name: str, documentation: str, labels: Sequence[str], values: Mapping[Any, float]) -> Metric:

@@ -130,6 +130,10 @@ class Search:
 
     def _answer(self, queries: Sequence[Queries]) -> bytes:
         """Search batch by batch, and describe the hits, while there is time."""
+        for served, asked_of in zip(self.indexes, queries, strict=True):
+            if not isinstance(asked_of.vectors, np.ndarray):
+                terms = np.diff(asked_of.vectors.indptr).tolist()
+                self.deadline.query_terms += [(served.name, count) for count in terms]
         results: list[dict[str, Any]] = []
         unknown_terms = queries[0].unknown_terms
         for first in range(0, len(unknown_terms), BATCH):
@@ -196,7 +200,8 @@ class Search:
         how = self.request.fuse
         if how is None:
             return rankings[0]
-        return fuse(rankings, self.request.k, how.method, how.weights)
+        with self.deadline.stage("merge"):
+            return fuse(rankings, self.request.k, how.method, how.weights)
 
     def _sources(
         self, identifier: str, rankings: list[Ranking], places: list[dict[str, int]]

@@ -182,7 +182,8 @@ class ServerState:
             worked: list[float] = []
             answer = await self.work(work, body, deadline, worked, request)
         total = time.perf_counter() - asked
-        self.metrics.spent(request.route, {"queue": total - sum(worked), **deadline.stages})
+        deadline.note("queue", total - sum(worked))
+        self.metrics.spent(request.route, deadline)
         return Response(
             200,
             answer,

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from runtime.histogram import SIZES, Histogram
 
-TOKEN_BUDGET = 2048
+TOKEN_BUDGET = 1024
 """Tokens of a batch: what comes while it is computed waits for it, and larger ones are no faster on a processor."""
 
 LONGEST_CHARACTERS = 2000
@@ -129,7 +129,7 @@ class TextBatcher(Generic[Rows]):
         return request.answer
 
     def expected_s(self, texts: Sequence[str]) -> float:
-        """Seconds until texts that come now would be encoded, by what the last batches took; 0 if none wait."""
+        """Seconds until texts that come now would be encoded, by what the last full batches took; 0 if none wait."""
         own = work_of(texts)
         with self._lock:
             ahead = list(self._queue)
@@ -220,12 +220,12 @@ class TextBatcher(Generic[Rows]):
             place += len(share.texts)
 
     def _note(self, batch: Sequence[_Share[Rows]], texts: int, seconds: float) -> None:
-        work = sum(work_of(share.texts) for share in batch)
-        of_one = seconds / max(work, 1)
-        self._seconds_of_one += (of_one - self._seconds_of_one) * (0.2 if self._seconds_of_one else 1.0)
-        self.batch_texts.observe(texts)
         tokens = sum(sum(s.of.lengths[s.of.done : s.of.done + len(s.texts)]) for s in batch)
+        self.batch_texts.observe(texts)
         self.batch_tokens.observe(tokens)
+        if tokens * 2 >= self._budget:  # one that is nearly empty says little of what a full one takes
+            of_one = seconds / max(sum(work_of(share.texts) for share in batch), 1)
+            self._seconds_of_one += (of_one - self._seconds_of_one) * (0.2 if self._seconds_of_one else 1.0)
 
     def _advance(self, share: _Share[Rows], rows: Rows, began: float, ended: float) -> None:
         """Give a request what has been encoded of it: its answer, or the end of the queue for the rest."""

@@ -53,7 +53,7 @@ async def answers(state: ServerState, request: Request) -> Answer:
         state.catalogue.searched(parsed.index, "index")
         deadline = Deadline(limits.timeout_s)
         result = orjson.loads(await searched(state, parsed, deadline, request))
-        state.metrics.spent(request.route, deadline.stages)
+        state.metrics.spent(request.route, deadline)
         hits = [hit for hit in result["results"][0]["hits"] if has_text(hit)]
         room, new = parsed.room((await generator.about())[1], limits)
         prompt = await asyncio.to_thread(prompt_of, generator.tokenizer, parsed.query, hits, room)

@@ -213,7 +213,9 @@ def test_metrics_say_what_the_engine_does(served: tuple[Api, str], client: Any) 
     assert found["generated_tokens_total"] == state.generated_tokens >= 3
     assert found["prompt_tokens_total"] == state.prompt_tokens >= found["cached_tokens_total"]
     assert found["steps_total"] == state.steps >= 1
-    assert 0 < found["step_seconds"] < 60
+    assert found["step_seconds_count"] == found["step_sequences_count"] == state.steps
+    assert 0 < found["step_seconds_sum"] < 600
+    assert found["step_sequences_sum"] + found["step_prompt_tokens_sum"] >= state.generated_tokens
 
 
 def test_answers_are_as_described(served: tuple[Api, str]) -> None:

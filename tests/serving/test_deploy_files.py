@@ -205,7 +205,7 @@ def given(index_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     pytest.importorskip("prometheus_client")
     from prometheus_client.parser import text_string_to_metric_families
 
-    from serving.metrics_text import engine_families
+    from serving.metrics_text import encoding_families, engine_families, expert_families
     from tests.serving.conftest import InProcess
 
     data = tmp_path_factory.mktemp("deploy") / "data"
@@ -222,9 +222,17 @@ def given(index_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels.setdefault(sample.name, set()).update(sample.labels)
-    for family in engine_families({}):
-        name = f"{family.name}_total" if family.type == "counter" else family.name
-        labels.setdefault(name, set()).update({"model", "quantile"} if "step_seconds" in name else {"model"})
+    for family in (*engine_families({}), *expert_families({}), *encoding_families({})):
+        if family.type == "histogram":
+            own = {
+                f"{family.name}_bucket": {"le"},
+                f"{family.name}_sum": set(),
+                f"{family.name}_count": set(),
+            }
+        else:
+            own = {f"{family.name}_total" if family.type == "counter" else family.name: set()}
+        for name, further in own.items():
+            labels.setdefault(name, set()).update({"model", "index", "layer", "expert"} | further)
     return labels
 
 

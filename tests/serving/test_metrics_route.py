@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from runtime.activations import SparseActivations
 from runtime.histogram import BOUNDS_S, Histogram
+from runtime.meter import ActivityMeter
 from serving.api import Api
 from serving.configuration import Limits, ServerConfiguration
 from serving.metrics import Metrics
+from serving.metrics_text import encoding_families, expert_families
 from serving.request_identity import RequestIdentity
+from serving.text_batcher import TextBatcher
 from tests.serving.socket_server import serve
 
 pytest.importorskip("prometheus_client")
@@ -82,6 +88,37 @@ def test_stages_of_searches_and_encodings_add_up(client: httpx.Client) -> None:
     work_s = float(encoded.headers["x-inference-time"]) / 1e3
     assert 0 < found[key("lexpert_stage_seconds_sum", route="/v1/encode", stage="encode")] <= work_s + 1e-6
     assert searched.status_code == 200
+
+
+def test_terms_of_queries_are_counted_by_index(client: httpx.Client) -> None:
+    client.post("/v1/indexes/docs/search", json={"queries": ["json", "write file", ""]}).raise_for_status()
+    client.post("/v1/indexes/docs/search", json={"vector": {"json": 1.0}}).raise_for_status()
+    found = samples(client)
+    assert found[key("lexpert_query_terms_count", index="docs")] == 4
+    assert found[key("lexpert_query_terms_sum", index="docs")] == 4
+    assert found[key("lexpert_query_terms_bucket", index="docs", le="1.0")] == 3
+
+
+def test_batches_of_encoders_and_loads_of_experts_are_told() -> None:
+    batcher: TextBatcher[Any] = TextBatcher(
+        lambda texts, _: np.zeros((len(texts), 1)),
+        lambda texts: [len(text.split()) for text in texts],
+        np.concatenate,
+    )
+    batcher.submit(["two words", "and three more"], "query").result(30)
+    meter = ActivityMeter(3)
+    meter.update(SparseActivations.from_rows([([0, 1], [1.0, 1.0]), ([0, 1], [1.0, 1.0])], 3))
+    families = [*encoding_families({"docs": batcher}), *expert_families({("tiny", "layer.0"): meter})]
+    found = read(families)
+    assert found[key("lexpert_encode_waiting", index="docs")] == 0
+    assert found[key("lexpert_encode_batch_texts_sum", index="docs")] == 2
+    assert found[key("lexpert_encode_batch_tokens_sum", index="docs")] == 5
+    loads = [
+        found[key("lexpert_expert_load", model="tiny", layer="layer.0", expert=f"{e}")] for e in range(3)
+    ]
+    assert loads == [0.5, 0.5, 0.0]
+    entropy = found[key("lexpert_expert_entropy", model="tiny", layer="layer.0")]
+    assert entropy == pytest.approx(math.log(2))
 
 
 def test_sizes_of_indexes_follow_writes(tmp_path: Path) -> None:

@@ -176,6 +176,14 @@ def test_who_could_not_be_served_in_time_is_refused_with_the_time_to_wait() -> N
     asyncio.run(ask())
 
 
+def test_only_full_batches_say_how_long_others_wait() -> None:
+    recorder = Recorder()
+    recorder.batcher.submit(["a"], "query").result(30)
+    assert recorder.batcher._seconds_of_one == 0.0
+    recorder.batcher.submit(["a"] * BUDGET, "query").result(30)
+    assert recorder.batcher._seconds_of_one > 0.0
+
+
 def test_time_over_takes_texts_out_of_the_queue() -> None:
     async def ask() -> None:
         recorder = Recorder(held=True)

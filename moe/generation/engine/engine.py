@@ -17,11 +17,9 @@ from moe.generation.engine.sequence import Sequence
 from moe.generation.engine.settings import EngineSettings
 from moe.generation.engine.submitted import Submitted
 from runtime.errors import LexpertError
+from runtime.histogram import SIZES, Histogram
 
 logger = logging.getLogger("moe.generation")
-
-KEPT_STEPS = 1024
-"""Steps whose times are kept."""
 
 CLOSED = "the engine is closed; open another one"
 
@@ -40,7 +38,9 @@ class EngineState:
         generated_tokens: since the start.
         preempted: how often a sequence gave its memory to others.
         steps: since the start.
-        recent: the last steps.
+        step_seconds: from a step's plan to its last event.
+        step_sequences: for how many sequences steps computed one token.
+        step_prompt_tokens: how many tokens they computed beside, of sequences with several.
     """
 
     running: int
@@ -52,7 +52,9 @@ class EngineState:
     generated_tokens: int
     preempted: int
     steps: int
-    recent: tuple[Step, ...]
+    step_seconds: Histogram
+    step_sequences: Histogram
+    step_prompt_tokens: Histogram
 
 
 class Engine:
@@ -91,7 +93,8 @@ class Engine:
         self._closed = False
         self._changed = Condition()
         self._steps = 0
-        self._recent: deque[Step] = deque(maxlen=KEPT_STEPS)
+        self._step_seconds = Histogram()
+        self._step_sequences, self._step_prompt_tokens = Histogram(SIZES), Histogram(SIZES)
         self._thread = Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
 
@@ -143,7 +146,9 @@ class Engine:
                 generated_tokens=core.generated_tokens,
                 preempted=scheduler.preempted,
                 steps=self._steps,
-                recent=tuple(self._recent),
+                step_seconds=self._step_seconds,
+                step_sequences=self._step_sequences,
+                step_prompt_tokens=self._step_prompt_tokens,
             )
 
     def close(self) -> None:
@@ -174,8 +179,7 @@ class Engine:
                 with self._changed:
                     self._count_queue()
                     if step is not None:
-                        self._steps += 1
-                        self._recent.append(step)
+                        self._count(step)
         except Exception:
             # A fault of ours, after which nobody should wait for what will not come.
             logger.exception("the engine failed")
@@ -198,6 +202,12 @@ class Engine:
                 core.drop_cancelled()
             self._count_queue()
             return not self._closed
+
+    def _count(self, step: Step) -> None:
+        self._steps += 1
+        self._step_seconds.observe(step.seconds)
+        self._step_sequences.observe(step.sequences)
+        self._step_prompt_tokens.observe(step.prompt_tokens)
 
     def _count_queue(self) -> None:
         self._in_queue = len(self._core.scheduler.waiting) + sum(len(each) for each in self._new)
