@@ -128,6 +128,7 @@ class IndexBody(AnswerBody):
     version: int
     encoder: EncoderBody
     fields: dict[str, str]
+    shards: int = Field(description="1 for an index in one piece")
     writable: bool
 
 
@@ -250,7 +251,15 @@ class Result(AnswerBody):
 
     hits: list[Hit]
     unknown_terms: list[str]
-    partial: bool
+    partial: bool = Field(description="whether shards are missing; only where the request allows it")
+
+
+class MissingShard(AnswerBody):
+    """A shard that had no part in an answer."""
+
+    index: str
+    shard: int
+    reason: Literal["timeout", "unavailable"]
 
 
 class SearchBody(AnswerBody):
@@ -259,6 +268,7 @@ class SearchBody(AnswerBody):
     results: list[Result]
     version: int
     took_ms: float
+    missing_shards: list[MissingShard] | None = Field(default=None, description="of a partial answer")
 
 
 class ModelBody(AnswerBody):

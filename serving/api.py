@@ -19,6 +19,7 @@ from serving.log import log_request, of_request
 from serving.metrics import GONE, OTHER
 from serving.request_identity import REQUEST_ID
 from serving.routes import ROUTES
+from serving.shards import OpenShards
 from serving.state import ServerState
 
 logger = logging.getLogger("serving")
@@ -29,7 +30,7 @@ ROUTER = Router(ROUTES)
 class Api:
     """ASGI application; opens its indexes at lifespan start and closes them at its end.
 
-    It writes to indexes and holds models itself unless it is given other processes that do.
+    It writes to indexes, holds models and searches shards itself unless it is given other processes that do.
 
     Request ids are given to it by `serving.request_identity.RequestIdentity`, which belongs around it.
     """
@@ -39,9 +40,10 @@ class Api:
         configuration: ServerConfiguration,
         writing: Writing | None = None,
         generators: Generators | None = None,
+        open_shards: OpenShards | None = None,
     ) -> None:
         configuration = with_keys(configuration)
-        self.state = ServerState(configuration, writing, generators)
+        self.state = ServerState(configuration, writing, generators, open_shards)
         self._keys = KeyRing(configuration.keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

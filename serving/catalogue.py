@@ -12,9 +12,11 @@ from runtime.errors import ConflictError, LexpertError
 from serving.dense import ServedDense, is_dense
 from serving.encoding import ServedEncoder
 from serving.errors import ApiError
+from serving.shards import LOCAL, FanOut, Sharding
 
 if TYPE_CHECKING:
     from retrieval import SparseIndex
+    from retrieval.index.sharded_index import ShardedIndex
 
 GIVEN = "given"
 """Stands for the uid of indexes that were not made over HTTP."""
@@ -42,29 +44,41 @@ class ServedIndex:
         uid: tells it from an index of the same name before or after it.
         takes_vectors: whether its documents may come with vectors.
         is_writable: whether this server may write to it.
+        fan_out: to its shards, if it has any.
     """
 
     name: str
-    index: SparseIndex
+    index: SparseIndex | ShardedIndex
     encoder: ServedEncoder
     uid: str = GIVEN
     takes_vectors: bool = True
     is_writable: bool = False
+    fan_out: FanOut | None = None
 
     @classmethod
     def open(
-        cls, name: str, folder: Path, before: ServedIndex | None = None, is_writable: bool = False
+        cls,
+        name: str,
+        folder: Path,
+        before: ServedIndex | None = None,
+        is_writable: bool = False,
+        sharding: Sharding = LOCAL,
     ) -> ServedIndex:
         """Open the last commit of an index.
 
         Args:
             before: an earlier commit, whose encoder is taken if it is still the same.
+            sharding: of an index that has shards.
 
         Raises:
             NotFoundError, FormatError: there is none, or it is damaged.
+            ConflictError: it has shards, and is to be written to.
         """
+        from retrieval.index.shards_manifest import is_sharded
         from serving.indexes.data_folder import read_made
 
+        if is_sharded(folder):
+            return cls._open_sharded(name, folder, is_writable, sharding)
         made = read_made(folder)
         index = open_with(before, folder) if before is not None else None
         if before is not None and index is not None:
@@ -82,9 +96,35 @@ class ServedIndex:
         weakref.finalize(served, index.close)
         return served
 
+    @classmethod
+    def _open_sharded(cls, name: str, folder: Path, is_writable: bool, sharding: Sharding) -> ServedIndex:
+        from retrieval.index.sharded_index import ShardedIndex
+
+        if is_writable:
+            raise ConflictError(
+                f"{folder} is a sharded index, which cannot be written to; take {name} out of writable, or give the "
+                "index that it was split from"
+            )
+        index = ShardedIndex.open(folder)
+        try:
+            encoder = ServedEncoder(index.encoder)
+            fan_out = sharding.fan_out(name, index)
+        except BaseException:
+            index.close()
+            raise
+        served = cls(
+            name, index, encoder, takes_vectors=encoder.name not in COUNTING_FAMILIES, fan_out=fan_out
+        )
+        weakref.finalize(served, close_sharded, index, fan_out)
+        return served
+
     @property
     def version(self) -> int:
         return self.index.generation
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.fan_out.index.shards) if self.fan_out is not None else 1
 
     def warm_up(self) -> None:
         """Search once, so that no request waits for what is loaded on first use."""
@@ -102,6 +142,7 @@ class ServedIndex:
             "version": self.version,
             "encoder": {"name": self.encoder.name, "fingerprint": self.encoder.fingerprint},
             "fields": dict(self.index.fields),
+            "shards": self.num_shards,
             "writable": self.is_writable,
         }
 
@@ -110,12 +151,20 @@ Searched: TypeAlias = ServedIndex | ServedDense
 """What can be searched by name."""
 
 
+def close_sharded(index: ShardedIndex, fan_out: FanOut) -> None:
+    fan_out.shards.close()
+    index.close()
+
+
 def open_with(before: ServedIndex, folder: Path) -> SparseIndex | None:
     """The last commit with the encoder of an earlier one; None if it has another, or that has learned new terms."""
     from retrieval import SparseIndex
-    from retrieval.index.manifest import read_manifest
+    from retrieval.index.manifest import Manifest, read_manifest
 
-    kept = before.index.manifest.encoder
+    manifest = before.index.manifest
+    if not isinstance(manifest, Manifest):
+        return None
+    kept = manifest.encoder
     if read_manifest(folder).encoder != kept:
         return None
     try:
@@ -244,4 +293,6 @@ class Catalogue:
 
     def close(self) -> None:
         for served in self.indexes.values():
+            if served.fan_out is not None:
+                served.fan_out.shards.close()
             served.index.close()

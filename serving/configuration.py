@@ -41,6 +41,7 @@ class Limits(BaseModel):
         max_new_tokens: of each of them.
         body_timeout_s: time for a client to send its body; of a stream, time without any of it.
         timeout_s: time from the body's end to the answer, with waiting.
+        shard_timeout_s: time for a shard of an index to answer a search, if the search itself has so much left.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +60,7 @@ class Limits(BaseModel):
     max_new_tokens: int = Field(default=4096, ge=1)
     body_timeout_s: float = Field(default=10.0, gt=0)
     timeout_s: float = Field(default=30.0, gt=0)
+    shard_timeout_s: float = Field(default=10.0, gt=0)
 
 
 class CommitPolicy(BaseModel):
@@ -77,12 +79,26 @@ class CommitPolicy(BaseModel):
     seconds: float = Field(default=1.0, gt=0)
 
 
+class ShardPlacement(BaseModel):
+    """Processes for the shards of an index.
+
+    Attributes:
+        replicas: processes of each shard; each holds all of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    replicas: int = Field(default=1, ge=1, le=64)
+
+
 class ServerConfiguration(BaseModel):
     """Everything that `serving.application.running` needs.
 
     Attributes:
         indexes: folder of each index, by the name it has in URLs.
         writable: those of `indexes` that may be written to.
+        shards: those of `indexes` whose shards have processes of their own, and what these are; the shards of others
+            are searched in each process that answers.
         data: folder of the indexes that are made over HTTP, with what belongs to them; None for no such indexes.
         aliases: further names of `indexes`, or of those in `data`.
         encoders: folder or hub name of each encoder that an index may be made with, by name.
@@ -98,7 +114,7 @@ class ServerConfiguration(BaseModel):
         max_ongoing_requests: in one of them, and in the processes that write and that hold models.
         max_queued_requests: that wait for one of them. Beyond both, Ray answers 429 itself; the API refuses work
             earlier (`Limits.max_in_hand`), so that a server with all the work that it can take still says how it is.
-        threads: searches and encodings that run at the same time in one replica.
+        threads: searches and encodings that run at the same time in one replica, searches in that of a shard.
         limits: what one request may ask for.
     """
 
@@ -107,6 +123,7 @@ class ServerConfiguration(BaseModel):
 
     indexes: dict[IndexName, Path] = {}
     writable: frozenset[IndexName] = frozenset()
+    shards: dict[IndexName, ShardPlacement] = {}
     data: Path | None = None
     aliases: dict[IndexName, IndexName] = {}
     encoders: dict[IndexName, str] = {}
@@ -144,6 +161,8 @@ class ServerConfiguration(BaseModel):
             raise ValueError("give either keys or keys_file")
         if missing := self.writable - self.indexes.keys():
             raise ValueError(f"writable names {min(missing)!r}, which is not among the indexes")
+        if unknown := self.shards.keys() - self.indexes.keys():
+            raise ValueError(f"shards names {min(unknown)!r}, which is not among the indexes")
         if self.host != HOST and not self.has_keys:
             raise ValueError(
                 f"host is {self.host}, where others can reach it; give keys_file too, or leave host out"

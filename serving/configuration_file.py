@@ -10,10 +10,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from runtime.errors import FormatError, NotFoundError, UsageError
-from serving.configuration import CommitPolicy, Limits, ServerConfiguration
+from serving.configuration import CommitPolicy, Limits, ServerConfiguration, ShardPlacement
 from serving.key_file import parse
 
-SECTIONS: Mapping[str, type[BaseModel]] = {"limits": Limits, "commits": CommitPolicy}
+SECTIONS: Mapping[str, type[BaseModel]] = {
+    "limits": Limits,
+    "commits": CommitPolicy,
+    "shards": ShardPlacement,
+}
 FOLDERS_BY_NAME = ("indexes", "models")
 PATHS = ("data", "keys_file")
 

@@ -72,5 +72,6 @@ class ServedDense:
             "version": VERSION,
             "encoder": {"name": "dense", "fingerprint": self.index.manifest.encoder_fingerprint},
             "fields": {},
+            "shards": 1,
             "writable": False,
         }

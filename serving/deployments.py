@@ -1,14 +1,17 @@
-"""The server as one application of Ray Serve: the API, and beside it the process that writes and those of models."""
+"""The server as one application of Ray Serve: the API, and the processes that write, hold models and shards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.asgi import Application
 from serving.configuration import ServerConfiguration
 from serving.ray_environment import Place
+
+if TYPE_CHECKING:
+    from retrieval.index.sharded_index import ShardedIndex
 
 APPLICATION = "lexpert"
 API = "api"
@@ -40,6 +43,8 @@ def serve_application(configuration: ServerConfiguration, log_file: Path | None 
 
     from serving.generator_deployment import GeneratorReplica, deployment_of
     from serving.indexes.writer_deployment import WRITER, WriterReplica
+    from serving.shard_deployment import ShardReplica, number_of_shards
+    from serving.shard_deployment import deployment_of as deployment_of_shard
 
     deploy = serve.deployment(
         name=API,
@@ -63,6 +68,17 @@ def serve_application(configuration: ServerConfiguration, log_file: Path | None 
     for name, folder in configuration.models.items():
         model = deploy(GeneratorReplica).options(name=deployment_of(name), **working)
         others.append(model.bind(name, folder, place))
+    for name, placement in configuration.shards.items():
+        folder = configuration.indexes[name]
+        for number in range(number_of_shards(folder)):
+            shard = deploy(ShardReplica).options(
+                name=deployment_of_shard(name, number),
+                num_replicas=placement.replicas,
+                health_check_period_s=1,
+                health_check_timeout_s=10,
+                **working,
+            )
+            others.append(shard.bind(folder, number, configuration.threads, place))
     api = deploy(serve.ingress(api_builder(configuration, place))())
     # The API asks the others by name; they are given to it so that Ray knows of them.
     return api.options(num_replicas=configuration.replicas, **working).bind(*others)
@@ -85,12 +101,20 @@ def api_builder(configuration: ServerConfiguration, place: Place) -> Callable[[]
         from serving.generator_deployment import RemoteGenerator
         from serving.generators import Generators
         from serving.indexes.writer_deployment import RemoteWriting
+        from serving.shard_deployment import RemoteShards
+        from serving.shards import Shards, in_this_process
+
+        def open_shards(name: str, index: ShardedIndex) -> Shards:
+            if name in configuration.shards:
+                return RemoteShards(name, len(index.shards))
+            return in_this_process(configuration.threads)(name, index)
 
         place.prepare()
         return Api(
             configuration,
             RemoteWriting() if configuration.takes_writes else None,
             Generators(configuration.models, RemoteGenerator.open),
+            open_shards,
         )
 
     return build_api

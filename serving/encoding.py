@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from runtime.activations import SparseActivations
 from serving.deadline import Deadline
@@ -16,6 +16,10 @@ from serving.text_batcher import Encoded, TextBatcher
 if TYPE_CHECKING:
     from retrieval import SparseEncoder
     from retrieval.encoders.encoder import Vocabulary
+    from serving.shards import ToShards
+
+Rest: TypeAlias = "bytes | ToEncode[Any] | ToShards"
+"""The body of an answer, or what remains to be done for it."""
 
 Rows = TypeVar("Rows")
 
@@ -58,8 +62,8 @@ class ServedEncoder:
         texts: Sequence[str],
         role: str,
         deadline: Deadline,
-        finish: Callable[[SparseActivations, int | None], bytes | ToEncode[Any]],
-    ) -> bytes | ToEncode[Any]:
+        finish: Callable[[SparseActivations, int | None], Rest],
+    ) -> Rest:
         """Go on with the vectors of texts as `role`, ``"query"`` or ``"document"``: now, or when they are encoded.
 
         Args:
@@ -99,7 +103,7 @@ class ToEncode(Generic[Rows]):
     batcher: TextBatcher[Rows]
     texts: Sequence[str]
     role: str
-    finish: Callable[[Rows, int | None], bytes | ToEncode[Any]]
+    finish: Callable[[Rows, int | None], Rest]
 
     async def encoded(self, deadline: Deadline) -> Encoded[Rows]:
         """The vectors, when it is their turn.

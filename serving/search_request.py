@@ -59,6 +59,7 @@ class SearchRequest(BaseModel):
     parts: list[Literal["text", "explain"]] = Field(default=[], alias="with")
     fuse: FuseRequest | None = None
     min_version: int | None = Field(default=None, ge=1)
+    allow_partial: bool = False
     timeout_ms: int | None = Field(default=None, ge=1)
 
     @property

@@ -11,18 +11,19 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from runtime.activations import SparseActivations
 from runtime.errors import LexpertError
 from serving.catalogue import Catalogue, Searched, ServedIndex
 from serving.deadline import Deadline
 from serving.dense import ServedDense
-from serving.encoding import BATCH, ToEncode
+from serving.encoding import BATCH, Rest, ToEncode
 from serving.errors import from_library
 from serving.query_vectors import read_query_vectors
 from serving.search_request import SearchRequest, invalid
+from serving.shards import FromShards, ToShards
 
 if TYPE_CHECKING:
     from retrieval.search.hits import Hits
-    from runtime.activations import SparseActivations
 
 Vectors: TypeAlias = "SparseActivations | NDArray[np.float32]"
 
@@ -102,44 +103,77 @@ class Search:
     started: float
     deadline: Deadline
 
-    def run(self) -> bytes | ToEncode[Any]:
+    def run(self) -> Rest:
         """Encode and search, and build the body of the answer (blocking)."""
         if self.request.texts():
             return self._encoded(())
         (served,) = self.indexes
         assert isinstance(served, ServedIndex)
         vectors = read_query_vectors(*self.request.named_vectors(), served.encoder.vocabulary)
-        return self._answer([Queries(vectors.activations, vectors.unknown_terms)])
+        return self._found([Queries(vectors.activations, vectors.unknown_terms)], ())
 
-    def _encoded(self, done: tuple[Queries, ...]) -> bytes | ToEncode[Any]:
+    def _encoded(self, done: tuple[Queries, ...]) -> Rest:
         """Encode for one index after the other."""
         if len(done) == len(self.indexes):
-            return self._answer(done)
+            return self._found(done, ())
         served = self.indexes[len(done)]
         texts = self.request.texts()
         unknown_terms: list[list[str]] = [[] for _ in texts]
         if not done and isinstance(served, ServedIndex):
             unknown_terms = served.encoder.unknown_terms(texts)
 
-        def go_on(vectors: Vectors, _: int | None) -> bytes | ToEncode[Any]:
+        def go_on(vectors: Vectors, _: int | None) -> Rest:
             return self._encoded((*done, Queries(vectors, unknown_terms)))
 
         if isinstance(served, ServedDense):
             return ToEncode(served.batcher, texts, "query", go_on)
         return served.encoder.encode(texts, "query", self.deadline, go_on)
 
-    def _answer(self, queries: Sequence[Queries]) -> bytes:
+    def _found(self, queries: Sequence[Queries], found: tuple[FromShards | None, ...]) -> bytes | ToShards:
+        """Search the shards of one index after the other, those that have any; the others with the answer."""
+        if len(found) == len(self.indexes):
+            return self._answer(queries, found)
+        served, vectors = self.indexes[len(found)], queries[len(found)].vectors
+        if not isinstance(served, ServedIndex) or served.fan_out is None:
+            return self._found(queries, (*found, None))
+        request, fan_out = self.request, served.fan_out
+        assert isinstance(vectors, SparseActivations)
+        try:
+            traversals = fan_out.index.traversals(
+                self.depth, request.mode, request.effort, request.target_recall
+            )
+        except LexpertError as error:
+            raise from_library(error, request.approximation) from error
+        return fan_out.to_shards(
+            fan_out.index.scorable(vectors),
+            self.depth,
+            request.filter,
+            traversals,
+            request.allow_partial,
+            lambda hits: self._found(queries, (*found, hits)),
+        )
+
+    def _answer(self, queries: Sequence[Queries], from_shards: Sequence[FromShards | None]) -> bytes:
         """Search batch by batch, and describe the hits, while there is time."""
         for served, asked_of in zip(self.indexes, queries, strict=True):
             if not isinstance(asked_of.vectors, np.ndarray):
                 terms = np.diff(asked_of.vectors.indptr).tolist()
                 self.deadline.query_terms += [(served.name, count) for count in terms]
         results: list[dict[str, Any]] = []
+        missing = [
+            {"index": served.name, "shard": shard, "reason": why}
+            for served, found in zip(self.indexes, from_shards, strict=True)
+            if found is not None
+            for shard, why in found.missing.items()
+        ]
         unknown_terms = queries[0].unknown_terms
         for first in range(0, len(unknown_terms), BATCH):
             self.deadline.check()
             batches = [asked.vectors[first : first + BATCH] for asked in queries]
-            found = [self._hits(served, batch) for served, batch in zip(self.indexes, batches, strict=True)]
+            found = [
+                self._hits(served, batch) if there is None else there.batch(first, len(batch))
+                for served, batch, there in zip(self.indexes, batches, from_shards, strict=True)
+            ]
             for row in range(len(found[0])):
                 rankings = [ranking(hits, row) for hits in found]
                 asked = [batch[row : row + 1] for batch in batches]
@@ -147,11 +181,12 @@ class Search:
                     {
                         "hits": self._described(rankings, asked),
                         "unknown_terms": unknown_terms[first + row],
-                        "partial": False,
+                        "partial": bool(missing),
                     }
                 )
         took_ms = round((time.perf_counter() - self.started) * 1e3, 3)
-        return orjson.dumps({"results": results, "version": self.indexes[0].version, "took_ms": took_ms})
+        body = {"results": results, "version": self.indexes[0].version, "took_ms": took_ms}
+        return orjson.dumps(body | {"missing_shards": missing} if missing else body)
 
     def _hits(self, served: Searched, batch: Any) -> Hits:
         request = self.request

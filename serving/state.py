@@ -11,20 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from serving.asgi import Header, Request, Response
 from serving.asked_timeout import asked_timeout_s
 from serving.catalogue import Catalogue, Searched, ServedIndex
 from serving.configuration import ServerConfiguration
 from serving.deadline import Deadline
-from serving.encoding import ToEncode
+from serving.encoding import Rest, ToEncode
 from serving.errors import RETRY, ApiError, overloaded
 from serving.generators import Generators
 from serving.indexes.readers import Readers, reaches
 from serving.indexes.writers import Writers
 from serving.indexes.writing import LocalWriting, Writing
 from serving.metrics import Metrics
+from serving.shards import OpenShards, Sharding, in_this_process
 from serving.streaming import unless_gone
 
 logger = logging.getLogger("serving")
@@ -34,9 +35,9 @@ STARTED_S = 60.0
 
 Result = TypeVar("Result")
 
-Work = Callable[[bytes, Deadline], "bytes | ToEncode[Any] | AwaitsVersion"]
-"""From a request's body to the answer's, or to what remains to be done when texts are encoded, or when the index is at
-a later version."""
+Work = Callable[[bytes, Deadline], "Rest | AwaitsVersion"]
+"""From a request's body to the answer's, or to what remains to be done when texts are encoded, when shards have
+answered, or when the index is at a later version."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class AwaitsVersion:
 
     served: Searched
     version: int
-    go_on: Callable[[], bytes | ToEncode[Any]]
+    go_on: Callable[[], Rest]
 
 
 class ServerState:
@@ -55,6 +56,7 @@ class ServerState:
         configuration: what to serve.
         writing: the process that writes; None for this one.
         generators: where the models are; None for this process.
+        open_shards: where the shards of indexes are; None for this process.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class ServerState:
         configuration: ServerConfiguration,
         writing: Writing | None = None,
         generators: Generators | None = None,
+        open_shards: OpenShards | None = None,
     ) -> None:
         self.configuration = configuration
         self.metrics = Metrics()
@@ -72,6 +75,9 @@ class ServerState:
             writing = LocalWriting(self._writers)
         self.writing: Writing = writing
         self.generators = Generators(configuration.models) if generators is None else generators
+        self._sharding = Sharding(
+            open_shards or in_this_process(configuration.threads), configuration.limits.shard_timeout_s
+        )
         self._threads = ThreadPoolExecutor(configuration.threads, thread_name_prefix="serving")
         self._in_hand = self._writes_in_hand = 0
 
@@ -108,7 +114,7 @@ class ServerState:
 
     def open(self) -> None:
         """Open the indexes, load their encoders and warm the kernels up (blocking)."""
-        readers = Readers(self.configuration)
+        readers = Readers(self.configuration, self._sharding)
         if self._writers is not None:
             self._writers.open()
         try:
@@ -197,7 +203,7 @@ class ServerState:
     async def work(
         self, work: Work, body: bytes, deadline: Deadline, worked: list[float], request: Request
     ) -> bytes:
-        """What comes of work in threads, and of encoding between; notes the seconds that it took in `worked`.
+        """What comes of work in threads, and of encoding and shards between; notes the seconds it took in `worked`.
 
         Raises:
             ApiError: 504 if the time is over, 429 if it would be; and what `work` raises.
@@ -209,10 +215,17 @@ class ServerState:
                 if isinstance(answer, AwaitsVersion):
                     await self._reach(answer, deadline)
                     answer = await self._in_thread(worked, answer.go_on, deadline)
-                while isinstance(answer, ToEncode):
-                    encoded = await unless_gone(request, answer.encoded(deadline))
-                    worked.append(encoded.seconds)
-                    rest = partial(answer.finish, encoded.rows, encoded.tokens)
+                rest: Callable[[], Rest]
+                while not isinstance(answer, bytes):
+                    if isinstance(answer, ToEncode):
+                        encoded = await unless_gone(request, answer.encoded(deadline))
+                        worked.append(encoded.seconds)
+                        rest = partial(answer.finish, encoded.rows, encoded.tokens)
+                    else:
+                        asked = time.perf_counter()
+                        found = await unless_gone(request, answer.answers(deadline))
+                        worked.append(time.perf_counter() - asked)
+                        rest = partial(answer.merged, found, deadline)
                     answer = await self._in_thread(worked, rest, deadline)
                 return answer
         except TimeoutError:

@@ -274,8 +274,8 @@ def check_shard(path: Path, shard: int, entry: ShardEntry) -> NDArray[np.int64]:
         ) from error
 
 
-def open_shard(path: Path, shard: int) -> SparseIndex:
-    """Open one shard of a sharded index, for searching with vectors.
+def open_shard(path: Path, shard: int, *, warm: bool = False) -> SparseIndex:
+    """Open one shard of a sharded index, for searching with vectors; `warm` as `SparseIndex.open` has it.
 
     Raises:
         NotFoundError, FormatError: as `ShardedIndex.open` does, or there is no such shard.
@@ -286,4 +286,4 @@ def open_shard(path: Path, shard: int) -> SparseIndex:
             f"{path} has no shard {shard}; they are numbered from 0 to {len(manifest.shards) - 1}"
         )
     check_shard(path, shard, manifest.shards[shard])
-    return SparseIndex.open(path / shard_name(shard))
+    return SparseIndex.open(path / shard_name(shard), warm=warm)

@@ -32,7 +32,7 @@ from runtime.progress import Advance
 
 IDS_AT_ONCE = 1 << 16
 
-SEGMENT = "000001"
+SEGMENT = "000001-0001"
 
 
 def split_index(

@@ -16,6 +16,7 @@ from serving.catalogue import Catalogue, ServedIndex
 from serving.configuration import ServerConfiguration
 from serving.dense import ServedDense, is_dense
 from serving.indexes.data_folder import DataFolder
+from serving.shards import LOCAL, Sharding
 
 logger = logging.getLogger("serving")
 
@@ -30,10 +31,11 @@ class Readers:
 
     A commit replaces the manifest of an index; then its reader is opened anew, searched once, and exchanged. A search
     goes on with the catalogue that it began with, and a reader is closed when the last of them lets go of it. Dense
-    indexes never change, and are opened once.
+    and sharded indexes never change, and are opened once.
     """
 
-    def __init__(self, configuration: ServerConfiguration) -> None:
+    def __init__(self, configuration: ServerConfiguration, sharding: Sharding = LOCAL) -> None:
+        self._sharding = sharding
         self._dense = {name: path for name, path in configuration.indexes.items() if is_dense(path)}
         self._given = {n: path for n, path in configuration.indexes.items() if n not in self._dense}
         self._writable = configuration.writable
@@ -166,7 +168,7 @@ class Readers:
         """A reader of the last commit; the one before if it cannot be opened, which is logged."""
         is_writable = name not in self._given or name in self._writable
         try:
-            served = ServedIndex.open(name, folder, before, is_writable)
+            served = ServedIndex.open(name, folder, before, is_writable, self._sharding)
             if not is_first:
                 served.warm_up()
             return served

@@ -39,6 +39,7 @@ class NewIndex(BaseModel):
         encoder: "bm25", "precomputed", or a name of the configuration.
         units: of "precomputed", the length of its vectors.
         fields: name and kind ("int", "float", "keyword") of what filters may ask for.
+        shards: 1, for an index that is written to is in one piece.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -46,6 +47,7 @@ class NewIndex(BaseModel):
     encoder: str
     units: int | None = Field(default=None, ge=1, le=1 << 22)
     fields: dict[str, str] = {}
+    shards: int = Field(default=1, ge=1)
 
 
 class Writers:
@@ -172,7 +174,7 @@ class Writers:
                     folder, encoder=self._encoder(new), fields=new.fields, workers=1, merge_policy=None
                 ) as writer:
                     writer.commit()
-                write_made(folder, Made(uid=uuid4().hex, **new.model_dump()))
+                write_made(folder, Made(uid=uuid4().hex, **new.model_dump(exclude={"shards"})))
                 data.publish(folder, data.index(name))
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)

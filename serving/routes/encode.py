@@ -15,7 +15,7 @@ from serving.catalogue import Catalogue
 from serving.configuration import Limits
 from serving.deadline import Deadline
 from serving.description import Description
-from serving.encoding import ServedEncoder, ToEncode
+from serving.encoding import Rest, ServedEncoder
 from serving.errors import ApiError
 from serving.one_or_more import one_or_more
 from serving.parsed_body import parsed_body
@@ -52,7 +52,7 @@ def read_encode_request(body: bytes, limits: Limits) -> EncodeRequest:
     return parsed
 
 
-def answer(catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline) -> bytes | ToEncode[Any]:
+def answer(catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline) -> Rest:
     """Parse and encode, and build the body of the answer (blocking)."""
     request = read_encode_request(body, limits)
     encoder = catalogue.encoder(request.model)

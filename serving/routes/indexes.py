@@ -47,6 +47,14 @@ async def create_index(state: ServerState, request: Request) -> Response:
     request.refuse_query_parameters()
     name = checked_name(request.path_parameters["name"], "name")
     new = await read_body(state, request, NewIndex)
+    if new.shards > 1:
+        raise ApiError(
+            422,
+            "invalid_value",
+            f"shards is {new.shards}, but an index that is written to has one; when it is filled, lexpert index shard "
+            "splits a copy of it",
+            "shards",
+        )
     has_made = await state.writing.create(name, new)
     await state.see(lambda catalogue: name in catalogue.indexes, NO_LONGER_S)
     return Response.json(state.catalogue.index(name).describe(), 201 if has_made else 200)

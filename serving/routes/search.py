@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from serving.answer_models import SearchBody
 from serving.asgi import Request, Response, Route
@@ -13,7 +12,7 @@ from serving.catalogue import Catalogue
 from serving.configuration import Limits
 from serving.deadline import Deadline
 from serving.description import Description
-from serving.encoding import ToEncode
+from serving.encoding import Rest
 from serving.search_request import SearchRequest, read_search_request
 from serving.searching import Search, searched_indexes
 from serving.state import AwaitsVersion, ServerState
@@ -21,7 +20,7 @@ from serving.state import AwaitsVersion, ServerState
 
 def answer(
     catalogue: Callable[[], Catalogue], name: str, limits: Limits, body: bytes, deadline: Deadline
-) -> bytes | ToEncode[Any] | AwaitsVersion:
+) -> Rest | AwaitsVersion:
     """Parse a body, and go on as `found` (blocking)."""
     started = time.perf_counter()
     return found(catalogue, name, limits, read_search_request(body, limits), started, deadline)
@@ -34,7 +33,7 @@ def found(
     request: SearchRequest,
     started: float,
     deadline: Deadline,
-) -> bytes | ToEncode[Any] | AwaitsVersion:
+) -> Rest | AwaitsVersion:
     """Encode and search in what `catalogue` has then, and build the body of the answer (blocking)."""
 
     def search_now() -> Search:

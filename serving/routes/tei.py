@@ -15,7 +15,7 @@ from serving.catalogue import Catalogue
 from serving.configuration import Limits
 from serving.deadline import Deadline
 from serving.description import Description
-from serving.encoding import ServedEncoder, ToEncode
+from serving.encoding import Rest, ServedEncoder
 from serving.errors import ApiError
 from serving.routes.health import installed_version
 from serving.state import ServerState
@@ -45,7 +45,7 @@ def encoder_for(catalogue: Catalogue, request: TeiRequest) -> ServedEncoder:
     return encoder
 
 
-def embedded(catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline) -> bytes | ToEncode[Any]:
+def embedded(catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline) -> Rest:
     """Parse and encode, and build the body of the answer (blocking)."""
     request = read_tei_request(EmbedSparseRequest, "inputs", body, limits)
     encoder = encoder_for(catalogue, request)
@@ -62,12 +62,12 @@ def embedding_body(deadline: Deadline, vectors: SparseActivations, _: int | None
     return orjson.dumps(rows)
 
 
-def reranked(catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline) -> bytes | ToEncode[Any]:
+def reranked(catalogue: Catalogue, limits: Limits, body: bytes, deadline: Deadline) -> Rest:
     """Parse, encode and score, and build the body of the answer (blocking)."""
     request = read_tei_request(RerankRequest, "texts", body, limits)
     encoder = encoder_for(catalogue, request)
 
-    def with_query(query: SparseActivations, _: int | None) -> bytes | ToEncode[Any]:
+    def with_query(query: SparseActivations, _: int | None) -> Rest:
         return encoder.encode(
             request.texts, "document", deadline, lambda texts, _: ranks_body(request, products(query, texts))
         )

@@ -14,12 +14,17 @@ from serving.api import Api
 from serving.configuration import ServerConfiguration
 from serving.generators import Generators
 from serving.request_identity import RequestIdentity
+from serving.shards import OpenShards
 
 
 @contextmanager
-def serve(configuration: ServerConfiguration, generators: Generators | None = None) -> Iterator[httpx.Client]:
+def serve(
+    configuration: ServerConfiguration,
+    generators: Generators | None = None,
+    open_shards: OpenShards | None = None,
+) -> Iterator[httpx.Client]:
     """A client of it."""
-    app = RequestIdentity(Api(configuration, generators=generators))
+    app = RequestIdentity(Api(configuration, generators=generators, open_shards=open_shards))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

@@ -19,6 +19,7 @@ from serving.configuration_file import read_configuration
 EVERYTHING: dict[str, Any] = {
     "indexes": {"docs": "docs-index", "papers": "/srv/papers"},
     "writable": ["papers"],
+    "shards": {"docs": {"replicas": 2}},
     "data": "data",
     "aliases": {"main": "docs"},
     "encoders": {"here": "encoder", "elsewhere": "org/name"},
@@ -90,6 +91,9 @@ def test_a_file_and_the_options_say_the_same(tmp_path: Path, monkeypatch: pytest
         ({"indexes": {"docs": 5}}, r"indexes\.docs: "),
         ({"indexes": ["docs"]}, "indexes: input should be a valid dict"),
         ({"indexes": {"docs": "x"}, "writable": ["other"]}, "writable names 'other'"),
+        ({"indexes": {"docs": "x"}, "shards": {"other": {}}}, "shards names 'other'"),
+        ({"indexes": {"docs": "x"}, "shards": {"docs": {"replicas": 0}}}, "shards.docs.replicas: "),
+        ({"indexes": {"docs": "x"}, "shards": {"docs": {"replica": 1}}}, "did you mean replicas"),
         ({"indexes": {"docs": "x"}, "aliases": {"docs": "docs"}}, "aliases names 'docs', which is an index"),
         ({"indexes": {"docs": "x"}, "aliases": {"main": "none"}}, "aliases leads to 'none'"),
         ({"indexes": {"docs": "x"}, "port": 70000}, "port: input should be less than or equal to 65535"),

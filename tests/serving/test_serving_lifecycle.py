@@ -54,6 +54,7 @@ def test_version_and_indexes_say_what_is_served(api: Any, index: SparseIndex) ->
         "version": index.generation,
         "encoder": {"name": "bm25", "fingerprint": index.encoder.fingerprint},
         "fields": {"year": "int", "module": "keyword"},
+        "shards": 1,
         "writable": False,
     }
     assert api.get("/v1/indexes").json() == {"indexes": [described]}
