@@ -16,8 +16,11 @@ from serving.shards import ShardHits, ShardQueries, ShardUnavailableError, searc
 
 logger = logging.getLogger("serving")
 
-OTHER_REPLICA_S = 0.5
-"""How long a search waits for another replica to show up when the one that it was sent to has ended."""
+DOUBT_S = 0.3
+"""How long a question may take before it is asked whether anybody is there."""
+
+LOOK_S = 1.0
+"""How long that may take."""
 
 
 def deployment_of(index: str, shard: int) -> str:
@@ -73,42 +76,44 @@ class ShardReplica:
 class RemoteShards:
     """`Shards` by way of the deployments.
 
-    A shard whose process has ended is asked no more until it is there again, so that searches need not wait to be told.
+    Ray lets a question wait where there is no process to answer it. So one that is not answered soon is followed by
+    asking whether anybody is there, which a process answers whatever it is at. A shard without anybody is not asked
+    again until a new process says that it is there: searches are told at once.
     """
 
     def __init__(self, name: str, num_shards: int) -> None:
         self._name = name
         self._handles: list[Any] = [None] * num_shards
-        self._returning: list[asyncio.Task[None] | None] = [None] * num_shards
+        self._looking: list[asyncio.Task[None] | None] = [None] * num_shards
+        self._gone: set[int] = set()
 
     async def search(self, shard: int, asked: ShardQueries) -> ShardHits:
-        if self._is_gone(shard):
+        from ray.exceptions import RayError
+
+        if shard in self._gone:
             raise ShardUnavailableError
+        asking = asyncio.create_task(self._ask(shard, asked))
+        try:
+            await asyncio.wait([asking], timeout=DOUBT_S)
+            if not asking.done():
+                await self._look(shard, asking)
+            return await asking
+        except RayError:  # the process has ended; where a shard has several there is another one
+            await self._look(shard)
+        finally:
+            asking.cancel()
         try:
             return await self._ask(shard, asked)
-        except ShardUnavailableError:
-            returning = self._returning[shard] = asyncio.create_task(self._return(shard))
-            # Where a shard has several replicas there is another one at once.
-            await asyncio.wait([returning], timeout=min(OTHER_REPLICA_S, asked.timeout_s))
-            if self._is_gone(shard):
-                raise
-            return await self._ask(shard, asked)
+        except RayError as error:
+            raise ShardUnavailableError from error
 
     def close(self) -> None:
         """The deployments end with the server."""
 
-    def _is_gone(self, shard: int) -> bool:
-        returning = self._returning[shard]
-        return returning is not None and not returning.done()
-
     async def _ask(self, shard: int, asked: ShardQueries) -> ShardHits:
-        from ray.exceptions import RayError
-
         answer = self._handle(shard).search.remote(asked)
         try:
             found: ShardHits | None = await answer
-        except RayError as error:
-            raise ShardUnavailableError from error
         except asyncio.CancelledError:
             answer.cancel()
             raise
@@ -116,16 +121,30 @@ class RemoteShards:
             raise TimeoutError
         return found
 
-    async def _return(self, shard: int) -> None:
-        """Wait until a replica answers."""
+    async def _look(self, shard: int, *answers: asyncio.Task[ShardHits]) -> None:
+        """Return if there is a process, or one of some answers; raise ShardUnavailableError if neither comes soon."""
+        looking = self._looking[shard]
+        if looking is None or looking.done():
+            looking = self._looking[shard] = asyncio.create_task(self._find(shard))
+        done, _ = await asyncio.wait([looking, *answers], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            if shard not in self._gone:
+                logger.warning("shard %d of the index %s is gone; waiting for it", shard, self._name)
+            self._gone.add(shard)
+            raise ShardUnavailableError
+
+    async def _find(self, shard: int) -> None:
+        """Wait until a process answers."""
         from ray.exceptions import RayError
 
         while True:
             try:
                 await self._handle(shard).is_there.remote()
-                return
             except RayError:
                 await asyncio.sleep(0.1)
+            else:
+                self._gone.discard(shard)
+                return
 
     def _handle(self, shard: int) -> Any:
         from ray import serve
