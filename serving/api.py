@@ -21,6 +21,7 @@ from serving.request_identity import REQUEST_ID
 from serving.routes import ROUTES
 from serving.shards import OpenShards
 from serving.state import ServerState
+from serving.tracing import Tracing
 
 logger = logging.getLogger("serving")
 
@@ -45,6 +46,7 @@ class Api:
         configuration = with_keys(configuration)
         self.state = ServerState(configuration, writing, generators, open_shards)
         self._keys = KeyRing(configuration.keys)
+        self._tracing = Tracing(configuration.traces) if configuration.traces is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -67,6 +69,8 @@ class Api:
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await asyncio.to_thread(self.state.close)
+                if self._tracing is not None:
+                    await asyncio.to_thread(self._tracing.close)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -74,6 +78,9 @@ class Api:
         metrics = self.state.metrics
         began, status = time.perf_counter(), GONE
         metrics.in_flight += 1
+        trace = self._tracing.begin(request) if self._tracing is not None else None
+        if trace is not None:
+            send = trace.told(send)
         try:
             try:
                 response: Answer = await self._answer(request)
@@ -90,6 +97,8 @@ class Api:
             method = request.scope["method"]
             metrics.answered(method if request.route else OTHER, route, status, seconds)
             log_request(method, route, status, seconds, request.header(REQUEST_ID))
+            if trace is not None:
+                trace.end(status)
 
     async def _answer(self, request: Request) -> Answer:
         """Find and run the handler; everything that it may raise becomes an ApiError."""

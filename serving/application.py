@@ -22,6 +22,7 @@ from serving.ports import choose_port
 from serving.private_folder import private_folder
 from serving.ray_environment import environment, has_haproxy, ray_settings, require_loopback_only, require_ray
 from serving.shard_deployment import check_shards
+from serving.tracing import check_traces
 
 OBJECT_STORE_BYTES = 96 << 20
 """Nearly the least that Ray takes; requests and answers never pass through its object store."""
@@ -54,6 +55,7 @@ def running(configuration: ServerConfiguration, log: TextIO | None = None) -> It
     check_indexes(configuration.indexes)
     check_shards(configuration)
     check_models(configuration.models)
+    check_traces(configuration.traces)
     port = choose_port(configuration.port, configuration.host)
     with private_folder() as folder:
         settings = ray_settings(folder, configuration)

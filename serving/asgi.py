@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message as HeaderSection
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
+from serving.deadline import Interval
 from serving.description import Description
 from serving.errors import ApiError
 from serving.keys import RouteScope
@@ -46,13 +47,28 @@ class ClientGoneError(Exception):
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request; `path_parameters` are the values of ``{name}`` in the path of `route`."""
+    """One HTTP request.
+
+    Attributes:
+        path_parameters: the values of ``{name}`` in the path of `route`.
+        intervals: the stages of the work on it so far.
+    """
 
     scope: Scope
     receive: Receive
     route: str = ""
     path_parameters: dict[str, str] = field(default_factory=dict)
+    intervals: list[Interval] = field(default_factory=list)
     _is_read: bool = False
+
+    @contextmanager
+    def interval(self, name: str) -> Iterator[None]:
+        """Note what is done within as a stage of the work."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.intervals.append(Interval(name, began, time.perf_counter()))
 
     def header(self, name: bytes) -> str | None:
         """The value of a header (name in lower case), or None."""

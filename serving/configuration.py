@@ -91,6 +91,28 @@ class ShardPlacement(BaseModel):
     replicas: int = Field(default=1, ge=1, le=64)
 
 
+class Traces(BaseModel):
+    """Where traces of requests go, as OpenTelemetry has them.
+
+    Attributes:
+        endpoint: of a collector that takes OTLP over HTTP, as ``http://127.0.0.1:4318/v1/traces``.
+        file: instead; a span is appended to it on a line of JSON.
+        share: of the requests whose clients say nothing of traces that are traced.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]")] | None = None
+    file: Path | None = None
+    share: float = Field(default=1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> Self:
+        if (self.endpoint is None) == (self.file is None):
+            raise ValueError("give either an endpoint or a file for traces")
+        return self
+
+
 class ServerConfiguration(BaseModel):
     """Everything that `serving.application.running` needs.
 
@@ -105,6 +127,7 @@ class ServerConfiguration(BaseModel):
         models: folder of each decoder that generates, by the name it has in requests.
         keys: one of which each request must have, but those for health; none for a server that asks for none.
         keys_file: where keys are read from when the server starts, instead; see `serving.key_file`.
+        traces: where they go; None for none.
         commits: when indexes that are written to make commits.
         host: IPv4 address to listen on; another than 127.0.0.1 only where there are keys. Ray's own ports and all
             others stay on 127.0.0.1.
@@ -130,6 +153,7 @@ class ServerConfiguration(BaseModel):
     models: dict[IndexName, Path] = {}
     keys: tuple[Key, ...] = Field(default=(), max_length=1024)
     keys_file: Path | None = None
+    traces: Traces | None = None
     commits: CommitPolicy = Field(default_factory=CommitPolicy)
     host: Annotated[str, AfterValidator(require_ipv4)] = HOST
     port: int = Field(default=8000, ge=0, le=65535)

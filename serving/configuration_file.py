@@ -10,13 +10,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from runtime.errors import FormatError, NotFoundError, UsageError
-from serving.configuration import CommitPolicy, Limits, ServerConfiguration, ShardPlacement
+from serving.configuration import CommitPolicy, Limits, ServerConfiguration, ShardPlacement, Traces
 from serving.key_file import parse
 
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "limits": Limits,
     "commits": CommitPolicy,
     "shards": ShardPlacement,
+    "traces": Traces,
 }
 FOLDERS_BY_NAME = ("indexes", "models")
 PATHS = ("data", "keys_file")
@@ -59,6 +60,8 @@ def beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
                 key: folder / value if isinstance(value, str) else value
                 for key, value in placed[name].items()
             }
+    if isinstance(placed.get("traces"), dict) and isinstance(placed["traces"].get("file"), str):
+        placed["traces"] = {**placed["traces"], "file": folder / placed["traces"]["file"]}
     if isinstance(placed.get("encoders"), dict):
         # The folder of one, or the name of one elsewhere.
         placed["encoders"] = {

@@ -8,12 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from serving.errors import ApiError
 
 
 class WorkStoppedError(Exception):
     """The work was told to stop; its answer, if there is one, was given elsewhere."""
+
+
+@dataclass(slots=True)
+class Interval:
+    """A stage of the work on a request, by `time.perf_counter`."""
+
+    name: str
+    began: float
+    ended: float
 
 
 class Deadline:
@@ -27,6 +37,7 @@ class Deadline:
 
     Attributes:
         stages: seconds of the work so far, by stage.
+        intervals: the same stages in their order, one after the other of the same name as one.
         query_terms: how many terms each query lit up, with the name of the index that was searched.
     """
 
@@ -36,6 +47,7 @@ class Deadline:
         self._ends = time.monotonic() + timeout_s
         self._is_stopped = False
         self.stages: dict[str, float] = {}
+        self.intervals: list[Interval] = []
         self.query_terms: list[tuple[str, int]] = []
 
     @property
@@ -54,11 +66,23 @@ class Deadline:
         try:
             yield
         finally:
-            self.note(name, time.perf_counter() - began)
+            self.passed(name, began, time.perf_counter())
+
+    def passed(self, name: str, began: float, ended: float) -> None:
+        """Add a time by `time.perf_counter` to a stage of the work."""
+        self.note(name, ended - began)
+        self.mark(name, began, ended)
 
     def note(self, name: str, seconds: float) -> None:
-        """Add seconds to a stage of the work."""
+        """Add to the seconds of a stage."""
         self.stages[name] = self.stages.get(name, 0.0) + seconds
+
+    def mark(self, name: str, began: float, ended: float) -> None:
+        """Add to the intervals alone."""
+        if self.intervals and self.intervals[-1].name == name:
+            self.intervals[-1].ended = ended
+        else:
+            self.intervals.append(Interval(name, began, ended))
 
     def check(self) -> None:
         """Return if the work should go on.

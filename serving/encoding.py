@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
@@ -116,6 +117,9 @@ class ToEncode(Generic[Rows]):
         expected_s = self.batcher.expected_s(self.texts)
         if expected_s > deadline.remaining_s:
             raise overloaded(min(math.ceil(expected_s), LONGEST_RETRY_S))
+        asked = time.perf_counter()
         encoded = await asyncio.wrap_future(self.batcher.submit(self.texts, self.role))
+        deadline.mark("queue", asked, encoded.began)
+        deadline.mark("encode", encoded.began, encoded.ended)
         deadline.note("encode", encoded.seconds)
         return encoded

@@ -275,7 +275,7 @@ class ToShards:
         finally:
             for task in asking:
                 task.cancel()
-            deadline.note("search", time.perf_counter() - began)
+            deadline.passed("search", began, time.perf_counter())
 
     async def _ask(self, shard: int, questions: Sequence[ShardQueries], ends: float) -> list[ShardHits]:
         found = []

@@ -184,6 +184,7 @@ class ServerState:
             body = await request.json_body(limits.max_body_bytes, limits.body_timeout_s)
             asked_s = await asked_timeout_s(body) if takes_timeout else math.inf
             deadline = Deadline(min(asked_s, limits.timeout_s), is_asked=asked_s < limits.timeout_s)
+            request.intervals = deadline.intervals
             asked = time.perf_counter()
             worked: list[float] = []
             answer = await self.work(work, body, deadline, worked, request)
@@ -271,9 +272,12 @@ class ServerState:
     async def _in_thread(self, worked: list[float], work: Callable[[], Result], deadline: Deadline) -> Result:
         """Run `work` in a thread, unless the request is over before one is free; notes the seconds it took."""
 
+        asked = time.perf_counter()
+
         def timed() -> Result:
             deadline.check()
             started = time.perf_counter()
+            deadline.mark("queue", asked, started)
             try:
                 return work()
             finally:

@@ -52,6 +52,7 @@ async def answers(state: ServerState, request: Request) -> Answer:
         await state.look_for(parsed.index)
         state.catalogue.searched(parsed.index, "index")
         deadline = Deadline(limits.timeout_s)
+        request.intervals = deadline.intervals
         result = orjson.loads(await searched(state, parsed, deadline, request))
         state.metrics.spent(request.route, deadline)
         hits = [hit for hit in result["results"][0]["hits"] if has_text(hit)]
@@ -71,11 +72,13 @@ async def answers(state: ServerState, request: Request) -> Answer:
     if parsed.stream:
         noted = of_request(request.header(REQUEST_ID))
         failed = partial(logger.error, "a stream of %s failed: %r", parsed.model, extra=noted)
-        return await StreamingResponse.started(pieces(stream, made), failed)
+        return await StreamingResponse.started(pieces(request, stream, made), failed)
     text = ""
     if stream is not None:
         try:
-            text = "".join([made.take(event) for event in await unless_gone(request, collect(stream))])
+            with request.interval("generate"):
+                events = await unless_gone(request, collect(stream))
+            text = "".join([made.take(event) for event in events])
         finally:
             stream.cancel()
     return Response.json(made.whole(text))
@@ -158,15 +161,16 @@ def engine_request(
     )
 
 
-async def pieces(stream: Stream | None, made: CitedAnswer) -> AsyncGenerator[bytes, None]:
+async def pieces(request: Request, stream: Stream | None, made: CitedAnswer) -> AsyncGenerator[bytes, None]:
     """The events of an answer; ends the generation when it is closed."""
     try:
         yield named_event("sources", made.opening)
         if stream is not None:
-            async for event in stream:
-                text = made.take(event)
-                if text:
-                    yield named_event("token", {"text": text})
+            with request.interval("generate"):
+                async for event in stream:
+                    text = made.take(event)
+                    if text:
+                        yield named_event("token", {"text": text})
         yield named_event("done", made.closing())
     finally:
         if stream is not None:

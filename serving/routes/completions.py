@@ -144,9 +144,10 @@ async def generate(
     if parsed.stream:
         about = of_request(request.header(REQUEST_ID))
         failed = partial(logger.error, "a stream of %s failed: %r", parsed.model, extra=about)
-        return await StreamingResponse.started(pieces(streams, parsed, made), failed)
+        return await StreamingResponse.started(pieces(request, streams, parsed, made), failed)
     try:
-        found = await unless_gone(request, collect_all(streams))
+        with request.interval("generate"):
+            found = await unless_gone(request, collect_all(streams))
     finally:
         cancel(streams)
     return Response.json(made.whole(found))
@@ -176,7 +177,7 @@ async def collect_all(streams: list[Stream]) -> list[tuple[int, Event]]:
 
 
 async def pieces(
-    streams: list[Stream], parsed: GenerationRequest, made: Answers
+    request: Request, streams: list[Stream], parsed: GenerationRequest, made: Answers
 ) -> AsyncGenerator[bytes, None]:
     """The stream of an answer; ends the generation when it is closed."""
     found: asyncio.Queue[tuple[int, Event | BaseException | None]] = asyncio.Queue()
@@ -195,16 +196,17 @@ async def pieces(
     try:
         for chunk in made.opening():
             yield server_sent_event(chunk)
-        while ended < len(streams):
-            number, event = await found.get()
-            if event is None:
-                ended += 1
-            elif isinstance(event, BaseException):
-                raise event
-            else:
-                news = made.chunk(number, event)
-                if news is not None:
-                    yield server_sent_event(news)
+        with request.interval("generate"):
+            while ended < len(streams):
+                number, event = await found.get()
+                if event is None:
+                    ended += 1
+                elif isinstance(event, BaseException):
+                    raise event
+                else:
+                    news = made.chunk(number, event)
+                    if news is not None:
+                        yield server_sent_event(news)
         if include_usage:
             yield server_sent_event(made.usage_chunk())
         yield DONE

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from runtime.errors import FormatError, NotFoundError, UsageError
 from serving.cli import configure
-from serving.configuration import Limits, ServerConfiguration
+from serving.configuration import Limits, ServerConfiguration, Traces
 from serving.configuration_file import read_configuration
 
 EVERYTHING: dict[str, Any] = {
@@ -25,6 +25,7 @@ EVERYTHING: dict[str, Any] = {
     "encoders": {"here": "encoder", "elsewhere": "org/name"},
     "models": {"stories": "stories"},
     "keys_file": "keys.yaml",
+    "traces": {"file": "traces.jsonl", "share": 0.5},
     "commits": {"documents": 5, "bytes": 1000, "seconds": 0.5},
     "host": "0.0.0.0",
     "port": 9000,
@@ -51,6 +52,7 @@ def test_a_file_may_set_everything(tmp_path: Path, name: str) -> None:
     found = read_configuration(write(tmp_path, EVERYTHING, name))
     assert found.indexes == {"docs": tmp_path / "docs-index", "papers": Path("/srv/papers")}
     assert (found.data, found.keys_file) == (tmp_path / "data", tmp_path / "keys.yaml")
+    assert found.traces == Traces(file=tmp_path / "traces.jsonl", share=0.5)
     assert found.models == {"stories": tmp_path / "stories"}
     assert found.encoders == {"here": str(tmp_path / "encoder"), "elsewhere": "org/name"}
     assert (found.limits.max_k, found.limits.timeout_s, found.limits.max_queries) == (50, 5, 256)
