@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from runtime.activations import SparseActivations
@@ -43,6 +44,8 @@ class ServedEncoder:
         self.encoder = encoder
         # Asked for on the event loop; some encoders read all their weights to compute it.
         self.fingerprint = encoder.fingerprint
+        # Not with a method of this object: a cycle would keep the files of exchanged indexes open for a while.
+        self._encode_as = partial(encode_as, encoder)
         self.batcher = TextBatcher(self._encode_as, encoder.token_lengths, SparseActivations.concat)
 
     @property
@@ -90,8 +93,9 @@ class ServedEncoder:
         """For each text, the terms that the vocabulary cannot express."""
         return [self.encoder.unknown_terms(text) for text in texts]
 
-    def _encode_as(self, texts: Sequence[str], role: str) -> SparseActivations:
-        return self.encoder.encode_queries(texts) if role == "query" else self.encoder.encode_documents(texts)
+
+def encode_as(encoder: SparseEncoder, texts: Sequence[str], role: str) -> SparseActivations:
+    return encoder.encode_queries(texts) if role == "query" else encoder.encode_documents(texts)
 
 
 @dataclass(frozen=True)
