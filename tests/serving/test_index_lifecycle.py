@@ -146,7 +146,7 @@ def test_names_that_could_leave_the_folder_are_refused(client: httpx.Client, dat
         ({"encoder": "precomputed"}, "invalid_value", "units"),
         ({"encoder": "bm25", "fields": {"text": "int"}}, "invalid_value", None),
         ({"encoder": "bm25", "fields": {"a": "date"}}, "invalid_value", None),
-        ({"encoder": "bm25", "shards": 2}, "unknown_parameter", "shards"),
+        ({"encoder": "bm25", "shards": 2}, "invalid_value", "shards"),
     ],
 )
 def test_an_index_that_cannot_be_made_says_why(

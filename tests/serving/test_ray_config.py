@@ -13,6 +13,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from retrieval import SparseIndex
+from retrieval.index.split import split_index
 from runtime.errors import UsageError
 from serving.configuration import ServerConfiguration
 from serving.configuration_file import read_configuration
@@ -56,7 +58,8 @@ def loaded_by_ray(text: str) -> Any:
     return json.loads(ran.stdout)
 
 
-def test_ray_makes_the_application_of_what_is_printed(tmp_path: Path) -> None:
+def test_ray_makes_the_application_of_what_is_printed(index: SparseIndex, tmp_path: Path) -> None:
+    split_index(index, tmp_path / "docs-index", 2)
     configuration = read_configuration(write(tmp_path, EVERYTHING))
     shared = {"cores": 3, "ongoing": 128, "queued": 64}
     assert loaded_by_ray(ray_config_text(configuration)) == {
@@ -68,6 +71,8 @@ def test_ray_makes_the_application_of_what_is_printed(tmp_path: Path) -> None:
             "api": {"replicas": 2, **shared},
             "writer": {"replicas": 1, **shared, "cores": 1},
             "generator-stories": {"replicas": 1, **shared},
+            "shard-docs-0": {"replicas": 2, **shared},
+            "shard-docs-1": {"replicas": 2, **shared},
         },
     }
 
