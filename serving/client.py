@@ -115,18 +115,22 @@ class Client:
         answer: Json = {}
         upserted, errors = 0, []
         for before, body in pieces(documents):
-            answer = self._ask("PUT", path, body, {"idempotency-key": f"{key}-{before}"})
+            answer = self._parsed("PUT", path, body, {"idempotency-key": f"{key}-{before}"})
             upserted += answer.get("upserted", 0)
             errors += [{**error, "line": error["line"] + before} for error in answer.get("errors", [])]
         return {**answer, "upserted": upserted, "errors": errors}
 
     def get(self, path: str) -> Json:
         """The answer of a route that takes no body; ServerError as above."""
-        return self._ask("GET", path, None, {})
+        return self._parsed("GET", path, None, {})
+
+    def text(self, path: str) -> str:
+        """The same for answers that are not JSON, as ``/metrics``."""
+        return self._ask("GET", path, None, {}).decode()
 
     def post(self, path: str, body: Mapping[str, Any]) -> Json:
         """The answer of a route that only reads; ServerError as above."""
-        return self._ask("POST", path, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), {})
+        return self._parsed("POST", path, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), {})
 
     def close(self) -> None:
         """Close the connection of this thread; those of others go with their threads."""
@@ -141,12 +145,16 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Json:
+    def _parsed(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Json:
+        parsed: Json = orjson.loads(self._ask(method, path, body, headers))
+        return parsed
+
+    def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> bytes:
         ends = time.monotonic() + self._deadline_s
         pause_s, failures = FIRST_PAUSE_S, 0
         while True:
             error, after_s = self._attempt(method, path, body, headers, ends)
-            if isinstance(error, dict):
+            if isinstance(error, bytes):
                 return error
             failures += error.status == 500
             is_over = error.status not in (0, 500, *BUSY) or failures >= FAILURES
@@ -158,7 +166,7 @@ class Client:
 
     def _attempt(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], ends: float
-    ) -> tuple[Json | ServerError, float | None]:
+    ) -> tuple[bytes | ServerError, float | None]:
         """The answer; or what went wrong, and the seconds that the server wants to be left alone."""
         try:
             connection = self._connection(max(0.01, min(ATTEMPT_S, ends - time.monotonic())))
@@ -170,8 +178,7 @@ class Client:
             what = str(fault) or type(fault).__name__
             return ServerError(f"{self._host}:{self._port} gave no answer to {method} {path}: {what}"), None
         if answer.status < 400:
-            parsed: Json = orjson.loads(content)
-            return parsed, None
+            return content, None
         return refusal(answer.status, content), seconds(answer.getheader("retry-after"))
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
