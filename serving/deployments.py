@@ -81,8 +81,16 @@ def serve_application(configuration: ServerConfiguration, log_file: Path | None 
             others.append(shard.bind(folder, number, configuration.threads, place))
     api = deploy(serve.ingress(api_builder(configuration, place))())
     # The API asks the others by name; they are given to it so that Ray knows of them.
-    return api.options(num_replicas=configuration.replicas, **working).bind(*others)
+    return api.options(num_replicas=configuration.replicas, **NEVER_MISSED, **working).bind(*others)
 
+
+NEVER_MISSED: dict[str, Any] = {
+    "health_check_period_s": 1,
+    "health_check_timeout_s": 10,
+    "max_surge_percent": 100,
+}
+"""A replica that has died is noticed at once; an update starts new ones before it stops the old, and if they do not
+start, none is lost."""
 
 ON_ONE_MACHINE: dict[str, Any] = {"max_constructor_retry_count": 1}
 """A start that fails is told at once."""
