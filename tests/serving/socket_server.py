@@ -24,8 +24,14 @@ def serve(
     open_shards: OpenShards | None = None,
 ) -> Iterator[httpx.Client]:
     """A client of it."""
-    app = RequestIdentity(Api(configuration, generators=generators, open_shards=open_shards))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
+    with serve_api(Api(configuration, generators=generators, open_shards=open_shards)) as client:
+        yield client
+
+
+@contextmanager
+def serve_api(api: Api) -> Iterator[httpx.Client]:
+    """The same for an API that the test has made."""
+    server = uvicorn.Server(uvicorn.Config(RequestIdentity(api), port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     try:
