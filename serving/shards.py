@@ -216,11 +216,11 @@ class FanOut:
         Raises:
             ApiError: 422 if it does not fit into a message.
         """
-        k = min(k, max(1, *(entry.documents for entry in self.index.manifest.shards)))
-        if k * RESULT_BYTES > MESSAGE_BYTES:
+        of_shard = min(k, max(1, *(entry.documents for entry in self.index.manifest.shards)))
+        if of_shard * RESULT_BYTES > MESSAGE_BYTES:
             raise too_large(self.name, "so many results", "k")
         filter_ = orjson.dumps(condition) if condition is not None else b""
-        pieces = list(cut(vectors, k))
+        pieces = list(cut(vectors, of_shard))
         asked = [
             [
                 ShardQueries(
@@ -228,7 +228,7 @@ class FanOut:
                     piece.units,
                     piece.weights,
                     piece.num_units,
-                    k,
+                    of_shard,
                     traversal,
                     filter_,
                     self.timeout_s,
@@ -248,6 +248,7 @@ class ToShards:
 
     Attributes:
         asked: for each shard, its questions, one after the other.
+        k: results wanted in all for each query.
     """
 
     fan_out: FanOut

@@ -162,6 +162,16 @@ def test_other_searches_are_the_same_too(client: httpx.Client, body: dict[str, A
     assert set(found.json()) == {"results", "version", "took_ms"}
 
 
+def test_there_may_be_more_results_than_a_shard_has_documents(
+    client: httpx.Client, index: SparseIndex, sharded_folder: Path
+) -> None:
+    body = {"vector": {index.encoder.vocabulary.term(unit): 1.0 for unit in range(400)}, "k": 1000}
+    found, wanted = (client.post(f"/v1/indexes/{name}/search", json=body) for name in ("many", "one"))
+    with ShardedIndex.open(sharded_folder) as many:
+        assert len(results(found)[0]["hits"]) > max(shard.num_documents for shard in many.shards)
+    assert results(found) == results(wanted)
+
+
 def test_a_sharded_index_is_fused_like_another(client: httpx.Client) -> None:
     bodies = [
         {"query": "write a file", "fuse": {"with": other}, "with": ["text", "explain"]}
