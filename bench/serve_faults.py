@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,6 +31,7 @@ from serving.bench.faults import (
     updated,
 )
 from serving.bench.server_process import ServerProcess, serving
+from serving.ray_environment import ray_settings
 
 FAULTS = ("replica", "haproxy", "controller", "update", "overload", "soak")
 REPLICAS, IN_HAND = 2, 8
@@ -37,7 +39,7 @@ REPLICAS, IN_HAND = 2, 8
 
 def updates(index: Path, scratch: Path) -> list[Seen]:
     """Deploy anew from the process that deployed first, as the application is and with an index that is not there."""
-    from serving.application import running
+    from serving import application
     from serving.configuration import ServerConfiguration
     from serving.deployments import APPLICATION, serve_application
 
@@ -51,7 +53,15 @@ def updates(index: Path, scratch: Path) -> list[Seen]:
         changed = configuration.model_copy(update={"indexes": indexes, "threads": configuration.threads + 1})
         serve.run(serve_application(changed, log_file), name=APPLICATION, route_prefix="/")
 
-    with (scratch / "server.log").open("w") as log, running(configuration, log) as server:
+    def settings(folder: Path, of: ServerConfiguration) -> dict[str, str | None]:
+        """Those of one machine, where nothing is updated, but for the time that replicas of a cluster have to leave."""
+        return ray_settings(folder, of) | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5"}
+
+    with (
+        patch.object(application, "ray_settings", settings),
+        (scratch / "server.log").open("w") as log,
+        application.running(configuration, log) as server,
+    ):
         good = updated(server.port, REPLICAS, lambda: deploy({INDEX: index}), is_refused=False)
         missing = {INDEX: scratch / "missing"}
         return [good, updated(server.port, REPLICAS, lambda: deploy(missing), is_refused=True)]

@@ -9,8 +9,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from serving.bench.load import DROPPED, REFUSED, SILENT, http_request, run_load
-from serving.bench.search import vector_json
+from serving.bench.load import DROPPED, REFUSED, SILENT, Load, http_request, run_load
+from serving.bench.search import SearchCost, Side, vector_json
 from serving.bench.server_process import part_of
 from serving.configuration import ServerConfiguration
 from serving.ports import choose_port
@@ -79,3 +79,36 @@ def test_vectors_are_written_as_short_as_their_numbers_are() -> None:
     assert vector_json(np.array([3, 17], np.int32), np.array([0.1, 2.5], np.float32)) == (
         b'{"indices":[3,17],"values":[0.1,2.5]}'
     )
+
+
+def side(took_ms: float, requests: int, api_us: float) -> Side:
+    load = Load([0.0] * requests, [took_ms / 1e3] * requests, [200] * requests, seconds=1.0)
+    return Side([load], [{"API": api_us, "client": 50.0}])
+
+
+def test_a_search_is_told_beside_a_route_that_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from serving.bench.report import print_search
+
+    sides = {
+        ("ours", "no-op", 32): side(10, 4000, 150),
+        ("ours", "search", 32): side(20, 3000, 350),
+        ("ours", "no-op", 1): side(0.3, 1000, 150),
+        ("ours", "search", 1): side(0.9, 800, 350),
+        ("default", "search", 1): side(4.4, 100, 3000),
+        ("default", "search", 32): side(4.4, 100, 3000),
+        ("default", "no-op", 32): side(4, 400, 3000),
+    }
+    cost = SearchCost(100_000, 10, {}, 1, 32, sides, [0.0003, 0.0004, 0.0005])
+    assert cost.ratio() == 0.75
+    assert cost.cpu_ratio() == 0.5
+    assert cost.added_ms() == pytest.approx(0.5)
+    assert cost.sides["ours", "search", 32].limit == ("API", pytest.approx(1.05))
+    print_search(cost, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "ours: 75% of the requests/s that do nothing (50% for each second of the cores)" in printed
+    assert "0.50 ms more than the 0.40 ms in this process" in printed
+    assert "API, 1.05 of a core, which limits" in printed
+    assert "that is 12% of what Ray's default proxy adds" in printed
+    assert orjson.loads(orjson.dumps(cost.to_json()))["proxies"]["ours"]["ratio"] == 0.75
