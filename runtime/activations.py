@@ -91,7 +91,8 @@ class SparseActivations:
     def __getitem__(self, rows: int | slice | Array | Sequence[int]) -> SparseActivations:
         """The batch of some rows: one (an int), a range (a slice) or those of an index array or mask.
 
-        An int or a slice of step 1 shares `units` and `weights`; anything else copies the rows it names.
+        An int or a slice of step 1 shares `units` and `weights`, and a slice of all rows is the batch itself; anything
+        else copies the rows it names.
 
         Raises:
             IndexError: a row that is not there.
@@ -99,7 +100,8 @@ class SparseActivations:
         if isinstance(rows, slice):
             start, stop, step = rows.indices(self.num_rows)
             if step == 1:
-                return self._range(start, max(start, stop))
+                is_all = start == 0 and stop >= self.num_rows
+                return self if is_all else self._range(start, max(start, stop))
             rows = range(start, stop, step)
         elif hasattr(rows, "__index__") and getattr(rows, "ndim", 0) == 0:
             row = operator.index(rows)
