@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import orjson
@@ -111,7 +112,7 @@ def serving(configuration: dict[str, Any], folder: Path) -> Iterator[ServerProce
     file.write_bytes(orjson.dumps({"port": 0, **configuration}))
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lexpert", "serve", str(file)],
+            [*ends_with_us(), sys.executable, "-m", "lexpert", "serve", str(file)],
             stdout=out,
             stderr=out,
             process_group=0,  # Ctrl-C is for whoever measures, who then ends it in order
@@ -125,6 +126,11 @@ def serving(configuration: dict[str, Any], folder: Path) -> Iterator[ServerProce
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def ends_with_us() -> list[str]:
+    """What a command begins with that shall be told to end should this process be killed; nothing where none can be."""
+    return ["setpriv", "--pdeathsig", "TERM"] if which("setpriv") else []
 
 
 def started(process: subprocess.Popen[bytes], log: Path) -> int:
