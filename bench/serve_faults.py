@@ -12,6 +12,7 @@ started again is started from nothing.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -62,9 +63,10 @@ def updates(index: Path, scratch: Path) -> list[Seen]:
         (scratch / "server.log").open("w") as log,
         application.running(configuration, log) as server,
     ):
-        good = updated(server.port, REPLICAS, lambda: deploy({INDEX: index}), is_refused=False)
+        here = ServerProcess(os.getpid(), server.port, log_file)
+        good = updated(here, REPLICAS, lambda: deploy({INDEX: index}), is_refused=False)
         missing = {INDEX: scratch / "missing"}
-        return [good, updated(server.port, REPLICAS, lambda: deploy(missing), is_refused=True)]
+        return [good, updated(here, REPLICAS, lambda: deploy(missing), is_refused=True)]
 
 
 def main() -> None:

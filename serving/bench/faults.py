@@ -202,7 +202,7 @@ def part_killed(server: ServerProcess, part: str, most_s: float, after_s: float 
     )
 
 
-def updated(port: int, replicas: int, update: Callable[[], None], *, is_refused: bool) -> Seen:
+def updated(server: ServerProcess, replicas: int, update: Callable[[], None], *, is_refused: bool) -> Seen:
     """The application is deployed anew under load, as it was or so that it cannot start.
 
     Args:
@@ -211,14 +211,15 @@ def updated(port: int, replicas: int, update: Callable[[], None], *, is_refused:
         is_refused: whether it is meant to raise.
     """
     said = "taken"
-    with watched(port, search_requests()) as seen:
+    with watched(server.port, search_requests()) as seen:
         time.sleep(1.0)
         try:
             update()
         except Exception as error:  # Ray raises whatever its own parts raised
             said = f"refused: {str(error).strip().splitlines()[-1][:120]}"
         time.sleep(1.0)
-        left = replicas_answering(port)
+        wait_for(lambda: len(server.pids("API")) == replicas, 20)  # those that leave take their time
+        left = len(server.pids("API"))
     return Seen(
         "refused update" if is_refused else "good update",
         {**seen.values(), "it was": said, "replicas afterwards": left},
