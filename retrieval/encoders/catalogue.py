@@ -17,6 +17,7 @@ FAMILIES = {
     "bm25": "retrieval.encoders.bm25:Bm25Encoder",
     "splade": "retrieval.encoders.splade:SpladeEncoder",
     "inference_free": "retrieval.encoders.inference_free:InferenceFreeEncoder",
+    "expanded_queries": "retrieval.encoders.expanded_queries:ExpandedQueriesEncoder",
     "unicoil": "retrieval.encoders.unicoil:UniCoilEncoder",
     "deepimpact": "retrieval.encoders.deepimpact:DeepImpactEncoder",
     "csr": "retrieval.encoders.csr:CsrEncoder",

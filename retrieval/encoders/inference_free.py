@@ -97,6 +97,13 @@ class InferenceFreeEncoder(SparseEncoder):
     def vocabulary(self) -> Vocabulary:
         return self._table.vocabulary
 
+    @property
+    def documents(self) -> SpladeSide:
+        """The documents' side, which may not have loaded its model yet. Raises what `encode_documents` does."""
+        if self._documents is None:
+            self._documents = self._document_side_of_whole()
+        return self._documents
+
     @cached_property
     def _query_fingerprint(self) -> str:
         settings = {
@@ -130,15 +137,14 @@ class InferenceFreeEncoder(SparseEncoder):
             UsageError: this is the query side alone, and the whole encoder is not there or has changed.
             FormatError: the model's vocabulary and the query table differ in size.
         """
-        if self._documents is None:
-            self._documents = self._document_side_of_whole()
-        width = len(self._documents.model.vocabulary)
+        documents = self.documents
+        width = len(documents.model.vocabulary)
         if width != len(self._table.weights):
             raise FormatError(
-                f"the document model in {self._documents.route.folder} has {width} terms, but the query "
+                f"the document model in {documents.route.folder} has {width} terms, but the query "
                 f"table has {len(self._table.weights)}; both must share one vocabulary"
             )
-        return self._documents.encode(texts, advance)
+        return documents.encode(texts, advance)
 
     def _document_side_of_whole(self) -> SpladeSide:
         alone = f"{self._route.folder} holds only the query side of an encoder"

@@ -182,6 +182,25 @@ class MaskedLanguageModel:
                 rows[place] = row
         return self._together(rows), vectors
 
+    def expand_queries(self, texts: Sequence[str], weighting: TermWeighting) -> SparseActivations:
+        """What the expansion alone gives queries, see `TermExpansion.query_terms`, in the form of `encode`.
+
+        Raises:
+            LexpertError: the model computed NaN or infinity.
+        """
+        rows = [NO_TERMS] * len(texts)
+        if self.expansion is None:
+            return self._together(rows)
+        for places, tokens in self._batches(texts, weighting, None):
+            with torch.inference_mode():
+                *_, vectors = self._run(tokens)
+                assert vectors is not None  # where there is an expansion, there is a listener
+                found = self.expansion.query_terms(vectors)
+            self._check_finite(found)
+            for place, row in zip(places, _sparse_rows(found, None), strict=True):
+                rows[place] = row
+        return self._together(rows)
+
     def _together(self, rows: Sequence[SparseRow]) -> SparseActivations:
         if not rows:
             return SparseActivations.empty(0, len(self.vocabulary))

@@ -25,7 +25,7 @@ from runtime.errors import FormatError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from retrieval.encoders.expansion import TermExpansion
-    from retrieval.encoders.masked_language_model import MaskedLanguageModel
+    from retrieval.encoders.masked_language_model import MaskedLanguageModel, TermWeighting
 
 
 @dataclass(frozen=True)
@@ -134,18 +134,23 @@ class SpladeSide:
 
     def encode(self, texts: Sequence[str], advance: Advance | None = None) -> SparseActivations:
         """See `MaskedLanguageModel.encode`."""
-        model = self.model
+        return self.model.encode(texts, self._weighting(), advance)
+
+    def expansion_of_queries(self, texts: Sequence[str]) -> SparseActivations:
+        """See `MaskedLanguageModel.expand_queries`."""
+        return self.model.expand_queries(texts, self._weighting())
+
+    def _weighting(self) -> TermWeighting:
         from retrieval.encoders.masked_language_model import TermWeighting
 
         route = self.route
-        weighting = TermWeighting(
+        return TermWeighting(
             route.pooling,  # type: ignore[arg-type]  # checked where the folder and the options were read
             route.activation,  # type: ignore[arg-type]
             route.max_length,
             route.prompt,
             self.max_active_dims,
         )
-        return model.encode(texts, weighting, advance)
 
     def settings(self) -> dict[str, Any]:
         """What decides about the vectors beside the files."""
