@@ -107,8 +107,21 @@ class Watched:
 
 
 @contextmanager
-def watched(port: int, requests: Sequence[Request], connections: int = CONNECTIONS) -> Iterator[Watched]:
-    """Keep asking, plainly and with our client, until the context is left."""
+def watched(
+    port: int,
+    requests: Sequence[Request],
+    connections: int = CONNECTIONS,
+    *,
+    pause_s: float = 0.01,
+    deadline_s: float = 30.0,
+) -> Iterator[Watched]:
+    """Keep asking, plainly and with our client, until the context is left.
+
+    Args:
+        connections: of plain requests, which follow on each other; with 0 our client is alone.
+        pause_s: between the requests of our client.
+        deadline_s: its patience.
+    """
     seen = Watched()
     stop = threading.Event()
     bodies = [orjson.loads(request.partition(b"\r\n\r\n")[2]) for request in requests]
@@ -121,7 +134,7 @@ def watched(port: int, requests: Sequence[Request], connections: int = CONNECTIO
             seen.load.status += piece.status
 
     def ours(number: int) -> None:
-        with Client(f"http://127.0.0.1:{port}", deadline_s=30) as client:
+        with Client(f"http://127.0.0.1:{port}", deadline_s=deadline_s) as client:
             while not stop.is_set():
                 body = bodies[(seen.done + number) % len(bodies)]
                 try:
@@ -132,9 +145,9 @@ def watched(port: int, requests: Sequence[Request], connections: int = CONNECTIO
                 except ServerError as error:
                     seen.failed.append(str(error))
                 seen.done += 1
-                stop.wait(0.01)
+                stop.wait(pause_s)
 
-    threads = [threading.Thread(target=plain)]
+    threads = [threading.Thread(target=plain)] if connections else []
     threads += [threading.Thread(target=ours, args=(number,)) for number in range(CLIENTS)]
     for thread in threads:
         thread.start()

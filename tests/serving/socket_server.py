@@ -38,7 +38,7 @@ def serve_api(api: Api) -> Iterator[httpx.Client]:
         while not server.started and thread.is_alive():
             thread.join(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             yield client
     finally:
         server.should_exit = True

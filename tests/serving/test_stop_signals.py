@@ -32,7 +32,7 @@ def happened(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], Durin
         moments.append(moment)
 
     @contextmanager
-    def running(_: ServerConfiguration, log: TextIO | None = None) -> Iterator[RunningServer]:
+    def running(_: ServerConfiguration, _log: TextIO | None = None) -> Iterator[RunningServer]:
         try:
             reach("started")
             yield RunningServer("http://127.0.0.1:1", 1)
