@@ -26,7 +26,10 @@ from runtime.errors import FormatError
 
 
 class ExpandedQueriesEncoder(SparseEncoder):
-    """An inference-free encoder whose queries are expanded by its documents' model."""
+    """An inference-free encoder whose queries are expanded by its documents' model.
+
+    `max_active_dims` bounds what the table gives a query; the expansion has a limit of its own.
+    """
 
     family = "expanded_queries"
 
@@ -41,6 +44,11 @@ class ExpandedQueriesEncoder(SparseEncoder):
         if model.expansion is None or model.expansion.of_queries is None:
             raise FormatError(
                 f"{whole.documents.route.folder} has no term expansion of queries; it is an inference_free encoder"
+            )
+        if len(model.vocabulary) != len(whole.vocabulary):
+            raise FormatError(
+                f"the document model in {whole.documents.route.folder} has {len(model.vocabulary)} terms, but the "
+                f"query table has {len(whole.vocabulary)}; both must share one vocabulary"
             )
 
     @classmethod

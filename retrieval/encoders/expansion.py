@@ -104,8 +104,8 @@ class TermExpansion:
         tensors = restored(load_checked(path, FORM, VERSION), path)
         if set(tensors) not in ({"weight", "bias"}, {"weight", "bias", *OF_QUERIES}):
             raise FormatError(
-                f"{path} must hold weight and bias, not {', '.join(sorted(tensors)) or 'nothing'}; "
-                "save the encoder again"
+                f"{path} must hold weight and bias, and all of {', '.join(OF_QUERIES)} or none of them, not "
+                f"{', '.join(sorted(tensors)) or 'nothing'}; save the encoder again"
             )
         try:
             return cls(tensors["weight"], tensors["bias"], _of_queries(tensors))
@@ -186,6 +186,7 @@ def _of_queries(tensors: Mapping[str, Tensor]) -> QueryExpansion | None:
     if not set(OF_QUERIES) <= set(tensors):
         return None
     terms, gain, limit = (tensors[name] for name in OF_QUERIES)
-    if terms.ndim != 1 or gain.shape != (1,) or limit.shape != (1,) or terms.dtype != torch.int32:
+    shapes = terms.ndim == 1 and gain.shape == (1,) and limit.shape == (1,)
+    if not shapes or (terms.dtype, gain.dtype, limit.dtype) != (torch.int32, torch.float32, torch.int64):
         raise UsageError("what it says of queries has another form; train it again")
     return QueryExpansion(terms.long(), float(gain), int(limit))
