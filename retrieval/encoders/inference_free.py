@@ -98,6 +98,11 @@ class InferenceFreeEncoder(SparseEncoder):
         return self._table.vocabulary
 
     @property
+    def query_prompt(self) -> str:
+        """What is put before each query."""
+        return self._route.prompt
+
+    @property
     def documents(self) -> SpladeSide:
         """The documents' side, which may not have loaded its model yet. Raises what `encode_documents` does."""
         if self._documents is None:

@@ -24,13 +24,13 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.encoders import sentence_transformers_folder as st_folder
-from retrieval.encoders.catalogue import ENCODER_FILE
+from retrieval.encoders.catalogue import ENCODER_FILE, PACKAGED
 from retrieval.encoders.encoder import Advance, SparseEncoder
 from retrieval.encoders.expanded_queries import ExpandedQueriesEncoder
 from retrieval.encoders.expansion import QueryExpansion, TermExpansion
 from retrieval.encoders.inference_free import InferenceFreeEncoder
 from retrieval.encoders.masked_language_model import TermWeighting
-from runtime.errors import UsageError
+from runtime.errors import NotFoundError, UsageError
 from runtime.output_folder import new_folder, require_new
 
 MEASURED = 4096
@@ -53,7 +53,7 @@ class FoundDirections:
 
 
 def expand_queries(
-    encoder: Path,
+    encoder: str | Path,
     out: Path,
     texts: Sequence[str],
     *,
@@ -65,9 +65,9 @@ def expand_queries(
     """Write an encoder whose queries are expanded.
 
     Args:
-        encoder: folder of an inference-free encoder with a term expansion.
+        encoder: folder, or packaged name, of an inference-free encoder with a term expansion.
         out: a new folder.
-        texts: as of the documents to come; at most `MEASURED` of them are encoded, evenly spread.
+        texts: as of the documents to come; those that are encoded are `measured`.
         scale: of the weights of documents. The larger, the more of a document's terms are of this kind where their
             number is limited.
         gain: what a query weighs of what a document would.
@@ -75,27 +75,32 @@ def expand_queries(
         advance: called with the number of texts that are encoded.
 
     Raises:
-        UsageError: the encoder is of another kind, no two terms of its vocabulary are free, or there are fewer than two
-            texts.
+        UsageError: the encoder is of another kind, no two terms of its vocabulary are free, there are fewer than two
+            texts, or `scale`, `gain` or `limit` is not above 0.
         FormatError, NotFoundError: there is no such encoder.
         ConflictError: `out` exists, or another process is writing it.
     """
+    for name, value in (("scale", scale), ("gain", gain), ("limit", limit)):
+        if not 0 < value < float("inf"):
+            raise UsageError(f"the {name} of an expansion of queries must be above 0, not {value}")
     require_new(out)
+    if str(encoder) not in PACKAGED and not Path(encoder).is_dir():
+        raise NotFoundError(f"there is no encoder folder {encoder}")
     whole = SparseEncoder.load(encoder, dtype="float32")
     if not isinstance(whole, InferenceFreeEncoder) or whole.documents.route.expansion is None:
         raise UsageError(
             f"{encoder} is no inference-free encoder with a term expansion; train one with a recipe that has an "
             "expansion, such as lexpert-mini"
         )
-    chosen = list(dict.fromkeys(text for text in texts if text.strip()))
+    chosen = measured(texts)
     if len(chosen) < 2:
         raise UsageError(f"directions are measured on texts, and there are {len(chosen)}; give a larger set")
-    chosen = chosen[:: -(-len(chosen) // MEASURED)]
     documents = whole.documents
     route = documents.route
     weighting = TermWeighting(route.pooling, route.activation, route.max_length, route.prompt)  # type: ignore[arg-type]
     head, vectors = documents.model.encode_with_pooled(chosen, weighting, advance)
-    free = free_terms(documents.model.tokenizer, texts, len(whole.vocabulary), head.units)
+    spoken = [route.prompt, whole.query_prompt, *texts]
+    free = free_terms(documents.model.tokenizer, spoken, len(whole.vocabulary), head.units)
     centre, directions, variance = principal_directions(vectors, len(free) // 2)
     if not len(directions):
         raise UsageError(
@@ -112,6 +117,12 @@ def expand_queries(
             json.dumps({"family": ExpandedQueriesEncoder.family}) + "\n", "utf-8"
         )
     return FoundDirections(len(chosen), len(directions), variance)
+
+
+def measured(texts: Sequence[str]) -> list[str]:
+    """The texts that directions are measured on: at most `MEASURED`, distinct, evenly spread over `texts`."""
+    distinct = list(dict.fromkeys(text for text in texts if text.strip()))
+    return distinct[:: -(-len(distinct) // MEASURED) or 1]
 
 
 def free_terms(
