@@ -39,7 +39,8 @@ class SparseEncoder(ABC):
     """
 
     family: ClassVar[str]
-    """Name of the family: ``"bm25"``, ``"splade"``, ``"inference_free"``; also kept in saved folders."""
+    """Name of the family: ``"bm25"``, ``"splade"``, ``"inference_free"``, ``"expanded_queries"``, …; also kept in saved
+    folders."""
 
     source: str | None = None
     """The absolute folder, packaged name or hub name that the encoder was loaded from; None for one made in memory."""
