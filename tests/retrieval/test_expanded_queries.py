@@ -335,3 +335,14 @@ def test_the_gain_is_part_of_the_fingerprint(folder: Path) -> None:
     expansion = TermExpansion.load(module)
     TermExpansion(expansion.weight, expansion.bias, replace(EXPANDING, gain=0.8)).save(module)
     assert load(folder).fingerprint != before
+
+
+def test_a_server_queues_them_since_they_run_the_model(whole: Path, folder: Path) -> None:
+    pytest.importorskip("fastapi")
+    from serving.deadline import Deadline
+    from serving.encoding import ServedEncoder, ToEncode
+
+    plain, encoder = (ServedEncoder(SparseEncoder.load(one)) for one in (whole, folder))
+    for role in ("query", "document"):
+        assert isinstance(encoder.encode(["the virus"], role, Deadline(9), lambda *_: b"now"), ToEncode)
+    assert plain.encode(["the virus"], "query", Deadline(9), lambda *_: b"now") == b"now"
