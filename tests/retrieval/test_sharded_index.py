@@ -41,7 +41,7 @@ def few_words(generator: np.random.Generator) -> str:
     return " ".join(generator.choice(WORDS, int(generator.integers(0, 4))))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     commits=st.lists(st.integers(0, 40), min_size=1, max_size=3),

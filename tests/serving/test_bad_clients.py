@@ -28,7 +28,7 @@ def client(index_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         data=tmp_path_factory.mktemp("bad-clients") / "data",
         port=0,
         threads=2,
-        limits=Limits(body_timeout_s=1),
+        limits=Limits(body_timeout_s=2),
     )
     with serve(configuration) as client:
         client.put("/v1/indexes/made", json={"encoder": "bm25"}).raise_for_status()
@@ -73,8 +73,8 @@ def in_flight(client: httpx.Client) -> float:
 
 def assert_well(client: httpx.Client) -> None:
     """Others are answered, and before long nothing is left of anybody."""
-    assert client.post(SEARCH, json={"query": "json"}, timeout=10).status_code == 200
-    ends = time.monotonic() + 10
+    assert client.post(SEARCH, json={"query": "json"}, timeout=30).status_code == 200
+    ends = time.monotonic() + 60
     while in_flight(client) and time.monotonic() < ends:
         time.sleep(0.01)
     assert in_flight(client) == 0
@@ -122,8 +122,8 @@ def test_readers_that_do_not_read_hold_nobody_up(client: httpx.Client, connect: 
     slow = [connect(head("POST", SEARCH, JSON, len(BIG)) + BIG, receive_buffer=4096) for _ in range(8)]
     began = time.monotonic()
     for _ in range(10):
-        assert client.post(SEARCH, json={"query": "json"}, timeout=10).status_code == 200
-    assert time.monotonic() - began < 20
+        assert client.post(SEARCH, json={"query": "json"}, timeout=30).status_code == 200
+    assert time.monotonic() - began < 25
     for connection in slow:
         assert connection.recv(12) == b"HTTP/1.1 200"
         connection.close()
@@ -139,7 +139,7 @@ def test_half_open_connections_hold_nobody_up(client: httpx.Client, connect: Con
         head("POST", SEARCH, JSON),
     ]
     half = [connect(begun[number % len(begun)]) for number in range(100)]
-    assert client.post(SEARCH, json={"query": "json"}, timeout=10).status_code == 200
+    assert client.post(SEARCH, json={"query": "json"}, timeout=30).status_code == 200
     with_head = half[3]
     assert with_head.recv(12) == b"HTTP/1.1 408"  # a body is waited for as long as the limit says
     for connection in half:
@@ -164,11 +164,13 @@ def test_a_body_of_100_megabytes_is_refused_and_not_kept(
         for _ in range(100):
             connection.sendall(piece)
             most = max(most, process.memory_info().rss)
+        connection.sendall(b"" if is_announced else b"0\r\n\r\n")
     except OSError:
         pass  # the answer is there, and the connection closed
-    answer = connection.recv(65536)
+    while b"body_too_large" not in answer and (more := connection.recv(65536)):
+        answer += more
     assert answer.startswith(b"HTTP/1.1 413")
-    assert b"body_too_large" in answer + connection.recv(65536) * (b"body_too_large" not in answer)
+    assert b"body_too_large" in answer
     assert most - before < 40 * MEGABYTE
     assert_well(client)
 

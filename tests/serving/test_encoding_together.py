@@ -127,7 +127,9 @@ def test_a_client_that_goes_takes_its_texts_out_of_the_queue(server: tuple[Api, 
     go_on = hold(batcher)
     try:
         with pytest.raises(httpx.ReadTimeout):
-            client.post("/v1/encode", json={"model": "docs", "input": ["a cell"]}, timeout=0.5)
+            client.post(
+                "/v1/encode", json={"model": "docs", "input": ["a cell"]}, timeout=httpx.Timeout(30, read=0.5)
+            )
         wait_for(batcher, 0)
     finally:
         go_on.set()

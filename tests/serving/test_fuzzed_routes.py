@@ -1,4 +1,4 @@
-"""A few hundred of the requests that ``bench/fuzz_routes.py`` sends."""
+"""A few of the requests that ``bench/fuzz_routes.py`` sends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bench.fuzz_routes import Fuzzed, fuzz, served
 
 def test_no_request_makes_the_server_fail(tmp_path: Path) -> None:
     with served(tmp_path) as client:
-        found = fuzz(client, 200, seconds=40)
+        found = fuzz(client, 120)
         assert client.get("/ready").status_code == 200
     assert found.wrong == {}
-    assert found.requests > 50
+    assert found.requests >= 120
     assert {200, 400, 404, 422} <= found.statuses.keys()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -79,6 +80,10 @@ class Watched:
     def close(self) -> None:
         self._shards.close()
 
+    def heal(self) -> None:
+        for kind in (self.slow, self.dead, self.broken, self.given_up):
+            kind.clear()
+
 
 @pytest.fixture(scope="module")
 def opened() -> Watched:
@@ -88,18 +93,37 @@ def opened() -> Watched:
 @pytest.fixture
 def watched(opened: Watched) -> Iterator[Watched]:
     yield opened
-    for kind in (opened.slow, opened.dead, opened.broken, opened.given_up):
-        kind.clear()
+    opened.heal()
 
 
 @pytest.fixture(scope="module")
 def client(sharded_folder: Path, index_folder: Path, opened: Watched) -> Iterator[httpx.Client]:
+    """It waits for shards for longer than a busy machine keeps one from answering."""
     configuration = ServerConfiguration(
-        indexes={"many": sharded_folder, "one": index_folder}, threads=2, limits=Limits(shard_timeout_s=0.5)
+        indexes={"many": sharded_folder, "one": index_folder}, threads=2, limits=Limits(shard_timeout_s=25)
     )
     with serve(configuration, open_shards=opened.open) as served:
-        served.timeout = 30
         yield served
+
+
+@pytest.fixture(scope="module")
+def soon_given_up(
+    client: httpx.Client, sharded_folder: Path, index_folder: Path
+) -> Iterator[tuple[httpx.Client, Watched]]:
+    """A server that waits less, and its shards."""
+    assert client.post(SEARCH, json={"query": "file", "with": ["explain"]}).status_code == 200  # is compiled
+    configuration = ServerConfiguration(
+        indexes={"many": sharded_folder, "one": index_folder}, threads=2, limits=Limits(shard_timeout_s=1)
+    )
+    shards = Watched()
+    with serve(configuration, open_shards=shards.open) as served:
+        yield served, shards
+
+
+@pytest.fixture
+def hasty(soon_given_up: tuple[httpx.Client, Watched]) -> Iterator[tuple[httpx.Client, Watched]]:
+    yield soon_given_up
+    soon_given_up[1].heal()
 
 
 def results(response: httpx.Response) -> Any:
@@ -224,8 +248,9 @@ def without(index: SparseIndex, sharded_folder: Path, shard: int, query: str) ->
 
 @pytest.mark.parametrize("kind", ["slow", "dead", "broken"])
 def test_without_a_shard_the_request_says_what_it_gets(
-    client: httpx.Client, watched: Watched, index: SparseIndex, sharded_folder: Path, kind: str
+    hasty: tuple[httpx.Client, Watched], index: SparseIndex, sharded_folder: Path, kind: str
 ) -> None:
+    client, watched = hasty
     getattr(watched, kind).add(1)
     reason = "timeout" if kind == "slow" else "unavailable"
     refused = client.post(SEARCH, json={"query": "write a file"})
@@ -245,7 +270,8 @@ def test_without_a_shard_the_request_says_what_it_gets(
     assert watched.given_up == ({1} if kind == "slow" else set())
 
 
-def test_a_dead_shard_is_told_at_once_though_another_is_slow(client: httpx.Client, watched: Watched) -> None:
+def test_a_dead_shard_is_told_at_once_though_another_is_slow(hasty: tuple[httpx.Client, Watched]) -> None:
+    client, watched = hasty
     watched.slow.add(0)
     watched.dead.add(2)
     refused = client.post(SEARCH, json={"query": "file"}).json()["error"]
@@ -265,15 +291,16 @@ def test_without_any_shard_there_is_no_part_to_give(client: httpx.Client, watche
 
 def test_shards_get_less_time_than_the_request_has(client: httpx.Client, watched: Watched) -> None:
     watched.slow.add(0)
-    body = {"query": "file", "allow_partial": True, "timeout_ms": 300}
-    began = time.monotonic()
+    body = {"query": "file", "allow_partial": True, "timeout_ms": 2000}
     (result,) = results(client.post(SEARCH, json=body))
-    assert (result["partial"], time.monotonic() - began < 30) == (True, True)
+    assert result["partial"] is True
 
 
-def test_a_slow_shard_holds_nobody_else_up(client: httpx.Client, watched: Watched) -> None:
+def test_a_slow_shard_holds_nobody_else_up(hasty: tuple[httpx.Client, Watched]) -> None:
     """More of them wait for it than there are threads."""
+    client, watched = hasty
     watched.slow.add(0)
+    before = watched.asked
     port = client.base_url.port
     answers: list[int] = []
 
@@ -284,7 +311,9 @@ def test_a_slow_shard_holds_nobody_else_up(client: httpx.Client, watched: Watche
     asking = [threading.Thread(target=ask) for _ in range(8)]
     for thread in asking:
         thread.start()
-    while watched.asked < 8:
+    give_up = time.monotonic() + 30
+    while watched.asked < before + 8:
+        assert time.monotonic() < give_up
         time.sleep(0.001)
     assert client.post("/v1/indexes/one/search", json={"query": "file"}).status_code == 200
     for thread in asking:
@@ -294,9 +323,16 @@ def test_a_slow_shard_holds_nobody_else_up(client: httpx.Client, watched: Watche
 
 def test_a_client_that_goes_away_gives_its_questions_up(client: httpx.Client, watched: Watched) -> None:
     watched.slow.add(0)
-    with pytest.raises(httpx.ReadTimeout):
-        client.post(SEARCH, json={"query": "file"}, timeout=0.1)
-    give_up = time.monotonic() + 10
+    before, give_up = watched.asked, time.monotonic() + 15  # sooner than the server gives up
+    body = b'{"query":"file"}'
+    head = (
+        f"POST {SEARCH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    )
+    with socket.create_connection(("127.0.0.1", client.base_url.port), timeout=30) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        while watched.asked < before + NUM_SHARDS:
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
     while not watched.given_up:
         assert time.monotonic() < give_up
         time.sleep(0.005)
