@@ -1,4 +1,4 @@
-"""Shards in processes of their own behind Ray Serve, one of which is killed; the long form lets it hang as well."""
+"""Shards in processes of their own behind Ray Serve, one of which hangs, and is killed."""
 
 from __future__ import annotations
 
@@ -105,7 +105,6 @@ def test_a_shard_that_is_killed_is_missed_and_comes_back(
     wait_until_missing(set(), client, without)
 
 
-@pytest.mark.faults
 def test_a_shard_that_hangs_is_missed_and_comes_back(
     client: httpx.Client, without: dict[frozenset[int], Pairs]
 ) -> None:
