@@ -73,8 +73,12 @@ class ExpandedQueriesEncoder(SparseEncoder):
         return self._whole.encode_documents(texts, advance)
 
     def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
-        """The sum of the table's weights and the expansion's; an empty text lights up nothing."""
-        words = self._whole.encode_queries(texts)
+        """The sum of the table's weights and the expansion's; an empty text lights up nothing.
+
+        A word that a text repeats weighs more, by the logarithm of how often it is there: long questions, which need
+        expansion least, say so what they are about.
+        """
+        words = self._whole.encode_queries(texts, counted=True)
         meanings = self._whole.documents.expansion_of_queries(texts)
         return sum_of(words, meanings)
 

@@ -168,8 +168,9 @@ class InferenceFreeEncoder(SparseEncoder):
             )
         return documents
 
-    def encode_queries(self, texts: Sequence[str]) -> SparseActivations:
-        return self._table.encode(texts, self._route.prompt, self._max_active_dims)
+    def encode_queries(self, texts: Sequence[str], *, counted: bool = False) -> SparseActivations:
+        """Look tokens up; `counted` as `QueryTable.encode` has it, which sentence-transformers does not know."""
+        return self._table.encode(texts, self._route.prompt, self._max_active_dims, counted=counted)
 
     def save(self, folder: Path) -> None:
         """Write a sentence-transformers router folder; a query-only encoder writes its query side again."""

@@ -39,23 +39,38 @@ class QueryTable:
     vocabulary: SubwordVocabulary
 
     def encode(
-        self, texts: Sequence[str], prompt: str = "", max_active_dims: int | None = None
+        self,
+        texts: Sequence[str],
+        prompt: str = "",
+        max_active_dims: int | None = None,
+        *,
+        counted: bool = False,
     ) -> SparseActivations:
-        """Weigh the distinct tokens of each text, special tokens not added; an empty text lights nothing."""
+        """Weigh the distinct tokens of each text, special tokens not added; an empty text lights nothing.
+
+        Args:
+            counted: a token that is there n times weighs ``1 + log(n)`` times what the table says. Questions of
+                several sentences repeat what they are about.
+        """
         given = [prompt + text if text.strip() else "" for text in texts]
         rows = []
         for encoding in self.tokenizer.encode_batch_fast(given, add_special_tokens=False):
-            units = np.unique(np.asarray(encoding.ids, np.int64))
-            units = units[units < len(self.weights)]
-            units = units[self.weights[units] > 0]
-            if max_active_dims is not None and len(units) > max_active_dims:
+            ids = np.asarray(encoding.ids, np.int64)
+            units, counts = np.unique(ids[ids < len(self.weights)], return_counts=True)
+            weights = self.weights[units]
+            if counted:
+                weights = weights * (1 + np.log(counts, dtype=np.float32))
+            (kept,) = np.nonzero(weights > 0)
+            if max_active_dims is not None and len(kept) > max_active_dims:
                 # stable: of equal weights the lower unit stays
-                units = np.sort(units[np.argsort(-self.weights[units], kind="stable")[:max_active_dims]])
-            rows.append(units.astype(np.int32))
+                kept = np.sort(kept[np.argsort(-weights[kept], kind="stable")[:max_active_dims]])
+            rows.append((units[kept].astype(np.int32), weights[kept]))
+        if not rows:
+            return SparseActivations.empty(0, len(self.weights))
         indptr = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=indptr[1:])
-        lit = np.concatenate(rows) if rows else np.zeros(0, np.int32)
-        return SparseActivations(indptr, lit, self.weights[lit], len(self.weights))
+        np.cumsum([len(units) for units, _ in rows], out=indptr[1:])
+        lit, weights = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+        return SparseActivations(indptr, lit, weights, len(self.weights))
 
     def token_lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without special ones."""

@@ -100,7 +100,7 @@ def test_what_is_no_expansion_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="version '9'"):
         TermExpansion.load(tmp_path)
     save_checked({"weight": torch.ones(2, 2)}, path, FORM, VERSION)
-    with pytest.raises(FormatError, match="must hold weight and bias, .* not weight"):
+    with pytest.raises(FormatError, match=r"must hold weight and bias, .* not weight"):
         TermExpansion.load(tmp_path)
     save_checked({"weight": torch.ones(2, 2), "bias": torch.ones(3)}, path, FORM, VERSION)
     with pytest.raises(FormatError, match="cannot be used: a term expansion has"):

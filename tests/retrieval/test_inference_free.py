@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sentence_transformers import SparseEncoder as Peer
 from sentence_transformers.sparse_encoder.modules import (
@@ -104,6 +107,28 @@ def test_long_queries_and_repeated_words_equal_sentence_transformers(router_fold
     queries = ["virus " * 100 + "cell", "virus virus cell", "xylophone", "[MASK] virus"]
     ours, peer = SparseEncoder.load(router_folder), Peer(str(router_folder), device="cpu")
     assert_equal_vectors(ours, peer, queries)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["virus", "cell", "the", "zebra"]), max_size=9), max_size=4),
+    st.booleans(),
+)
+def test_repeated_words_weigh_more_where_they_are_counted(
+    router_folder: Path, words: list[list[str]], is_limited: bool
+) -> None:
+    limit = 2 if is_limited else None
+    query_side = next(router_folder.glob("query_0_*"))
+    table = read_query_table(query_side, query_side / "model.safetensors")
+    found = table.encode([" ".join(row) for row in words], max_active_dims=limit, counted=True)
+    assert len(found) == len(words)
+    for (units, weights), row in zip(found, words, strict=True):
+        ids = table.tokenizer.encode(" ".join(row), add_special_tokens=False).ids
+        expected = {unit: float(table.weights[unit]) * (1 + math.log(ids.count(unit))) for unit in set(ids)}
+        heaviest = sorted(
+            (unit for unit in expected if expected[unit] > 0), key=lambda unit: (-expected[unit], unit)
+        )
+        assert units.tolist() == sorted(heaviest[:limit])
+        np.testing.assert_allclose(weights, [expected[unit] for unit in units.tolist()], rtol=1e-6)
 
 
 def test_weights_from_a_json_of_tokens_are_read(

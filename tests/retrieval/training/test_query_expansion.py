@@ -157,6 +157,7 @@ def test_an_encoder_expands_queries_by_directions_of_its_own_vectors(
     assert found.variance == pytest.approx(1)  # these are all directions
     made, plain = (SparseEncoder.load(folder, dtype="float32") for folder in (tmp_path / "out", encoder))
     assert isinstance(made, ExpandedQueriesEncoder)
+    assert isinstance(plain, InferenceFreeEncoder)
     _, vectors = MaskedLanguageModel(model, dtype="float32").encode_with_pooled(
         passages, TermWeighting(max_length=30)
     )
@@ -170,7 +171,7 @@ def test_an_encoder_expands_queries_by_directions_of_its_own_vectors(
     others = np.setdiff1d(np.arange(len(TOKENS)), free)
     np.testing.assert_allclose(documents[:, others], before[:, others], rtol=1e-5, atol=1e-5)
     queries = np.asarray(made.encode_queries(passages).to_dense())
-    words = np.asarray(plain.encode_queries(passages).to_dense())
+    words = np.asarray(plain.encode_queries(passages, counted=True).to_dense())
     np.testing.assert_array_equal(queries[:, others], words[:, others])
     heaviest = np.sort(expected, 1)[:, ::-1][:, :6]
     np.testing.assert_allclose(
