@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -135,10 +136,9 @@ class SparseActivations:
     ) -> SparseActivations:
         """Build from ``(units, weights)`` pairs, one a row (NumPy, int32 units, float32 weights)."""
         pairs = [(np.asarray(units, np.int32), np.asarray(weights, np.float32)) for units, weights in rows]
-        indptr = np.zeros(len(pairs) + 1, np.int64)
-        np.cumsum([len(units) for units, _ in pairs], out=indptr[1:])
         if not pairs:
             return cls.empty(0, num_units)
+        indptr = np.array(list(accumulate((len(units) for units, _ in pairs), initial=0)), np.int64)
         return cls(
             indptr, np.concatenate([u for u, _ in pairs]), np.concatenate([w for _, w in pairs]), num_units
         )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from serving.errors import ApiError, from_validation
@@ -49,6 +48,7 @@ def read_query_vectors(
     Raises:
         ApiError: 422 naming the field.
     """
+    from retrieval.index.scorable import is_scorable
     from runtime.activations import SparseActivations
 
     rows = []
@@ -60,8 +60,12 @@ def read_query_vectors(
         else:
             units, weights, unknown = read_terms(vector, name, vocabulary)
             unknown_terms.append(unknown)
-        rows.append(coalesce(units, weights, name))
-    return QueryVectors(SparseActivations.from_rows(rows, len(vocabulary)), unknown_terms)
+        rows.append((units, weights))
+    activations = SparseActivations.from_rows(rows, len(vocabulary))
+    if not is_scorable(activations, len(vocabulary)):  # units in no order, or twice, or weights of 0
+        coalesced = [coalesce(*row, name) for row, name in zip(rows, names, strict=True)]
+        activations = SparseActivations.from_rows(coalesced, len(vocabulary))
+    return QueryVectors(activations, unknown_terms)
 
 
 def is_term_vector(vector: dict[str, Any]) -> bool:
@@ -105,7 +109,7 @@ def read_terms(
     terms = list(weights)
     check_weights(list(weights.values()), lambda place: f"{name}.{terms[place]}")
     found = vocabulary.find(terms) if terms else []
-    known = [(unit, weights[term]) for term, unit in zip(terms, found, strict=True) if unit >= 0]
+    known = sorted((unit, weights[term]) for term, unit in zip(terms, found, strict=True) if unit >= 0)
     unknown = [term for term, unit in zip(terms, found, strict=True) if unit < 0]
     return [unit for unit, _ in known], [weight for _, weight in known], unknown
 
@@ -122,11 +126,8 @@ def check_weights(weights: Sequence[float], name_of: Callable[[int], str]) -> No
 
 def coalesce(units: Sequence[int], weights: Sequence[float], name: str) -> tuple[Any, Any]:
     """Distinct units in ascending order with the float32 sums of their weights, zeros left out."""
-    distinct: NDArray[np.int64] = np.asarray(units, np.int64)
-    sums = np.asarray(weights, np.float64)
-    if not (distinct[1:] > distinct[:-1]).all():
-        distinct, places = np.unique(distinct, return_inverse=True)
-        sums = np.bincount(places, sums, len(distinct)).astype(np.float64)
-        check_weights(sums.tolist(), lambda place: f"{name}: the weight of unit {distinct[place]}")
+    distinct, places = np.unique(np.asarray(units, np.int64), return_inverse=True)
+    sums = np.bincount(places, weights, len(distinct)).astype(np.float64)
+    check_weights(sums.tolist(), lambda place: f"{name}: the weight of unit {distinct[place]}")
     kept = sums.astype(np.float32) > 0
     return distinct[kept], sums[kept]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -73,13 +74,13 @@ def check_dense(index: ServedDense, request: SearchRequest, is_alone: bool) -> N
 
 def check_sparse(index: ServedIndex, request: SearchRequest) -> None:
     """Raise a 422 for a filter that does not suit the index, or one that cannot be fused for lack of an encoder."""
-    from retrieval.search.filters import check_filter
-
     if request.fuse is not None and not index.encoder.can_encode:
         raise invalid(
             f"{index.name} takes vectors only, and cannot be searched with the text of a query", "fuse"
         )
     if request.filter is not None:
+        from retrieval.search.filters import check_filter
+
         try:
             check_filter(request.filter, index.index.manifest.fields)
         except LexpertError as error:
@@ -157,8 +158,8 @@ class Search:
         """Search batch by batch, and describe the hits, while there is time."""
         for served, asked_of in zip(self.indexes, queries, strict=True):
             if not isinstance(asked_of.vectors, np.ndarray):
-                terms = np.diff(asked_of.vectors.indptr).tolist()
-                self.deadline.query_terms += [(served.name, count) for count in terms]
+                ends = asked_of.vectors.indptr.tolist()
+                self.deadline.query_terms += [(served.name, end - start) for start, end in pairwise(ends)]
         results: list[dict[str, Any]] = []
         missing = [
             {"index": served.name, "shard": shard, "reason": why}
@@ -230,11 +231,11 @@ class Search:
         return hits
 
     def _best(self, rankings: list[Ranking]) -> Ranking:
-        from retrieval.search.fusion import fuse
-
         how = self.request.fuse
         if how is None:
             return rankings[0]
+        from retrieval.search.fusion import fuse
+
         with self.deadline.stage("merge"):
             return fuse(rankings, self.request.k, how.method, how.weights)
 

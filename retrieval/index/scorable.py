@@ -16,11 +16,7 @@ def scorable(activations: SparseActivations, num_units: int) -> SparseActivation
     Raises:
         InputError: a weight that is negative or not finite, or a unit outside ``[0, num_units)``.
     """
-    if (
-        activations.units.dtype == np.int32
-        and activations.weights.dtype == np.float32
-        and _is_scorable(activations.indptr, activations.units, activations.weights, num_units)
-    ):
+    if is_scorable(activations, num_units):
         return activations
     units, weights = np.asarray(activations.units), np.asarray(activations.weights, np.float32)
     if len(units) and (units.min() < 0 or units.max() >= num_units):
@@ -37,11 +33,19 @@ def scorable(activations: SparseActivations, num_units: int) -> SparseActivation
     return SparseActivations(indptr, rows.units[keep], rows.weights[keep], num_units)
 
 
+def is_scorable(activations: SparseActivations, num_units: int) -> bool:
+    """Whether vectors (NumPy) are fit as they are, with int32 units: as almost always, and told in microseconds."""
+    return (
+        activations.units.dtype == np.int32
+        and activations.weights.dtype == np.float32
+        and _is_scorable(activations.indptr, activations.units, activations.weights, num_units)
+    )
+
+
 @numba.njit(nogil=True, cache=True)
 def _is_scorable(
     indptr: NDArray[np.int64], units: NDArray[np.int32], weights: NDArray[np.float32], num_units: int
 ) -> bool:
-    """Whether nothing has to be done: as almost always, and told in microseconds."""
     for row in range(len(indptr) - 1):
         before = -1
         for place in range(indptr[row], indptr[row + 1]):

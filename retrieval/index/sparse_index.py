@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from retrieval.search.counters import SearchCounters
 from retrieval.search.explain import Explanation, explain_score
 from retrieval.search.filters import Filter, check_filter, matching
 from retrieval.search.hits import Hits
-from retrieval.search.traversal import Mode, Traversal, choose_traversal
+from retrieval.search.traversal import MODES, Traversal, choose_traversal
 from runtime.activations import SparseActivations
 from runtime.cores import available_cores
 from runtime.errors import FormatError, NotFoundError, UsageError
@@ -55,8 +55,10 @@ class SparseIndex:
         self.manifest = manifest
         self._encoder = encoder
         self._segments = segments
+        self._is_large = sum(segment.entry.postings for segment in segments) > SPLIT_POSTINGS
         self._first_rows = list(accumulate((segment.num_documents for segment in segments), initial=0))[:-1]
-        self._threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="search")
+        self._cores = available_cores()
+        self._threads = ThreadPoolExecutor(self._cores, thread_name_prefix="search")
         self._scratch = Scratch()
         self._filtered: dict[str, list[Part]] = {}
 
@@ -192,7 +194,7 @@ class SparseIndex:
             raise UsageError("queries must be a sequence of strings; for one query give a list of one")
         if not isinstance(k, int) or k < 1:
             raise UsageError(f"k is {k}, but must be a whole number of at least 1")
-        threads = available_cores() if threads is None else threads
+        threads = self._cores if threads is None else threads
         if threads < 1:
             raise UsageError(f"threads is {threads}, but must be at least 1")
         if isinstance(queries, SparseActivations):
@@ -237,7 +239,6 @@ class SparseIndex:
     ) -> list[Found]:
         """Scores and rows of the best `k` of every query; `vectors` have ascending units and weights > 0."""
         parts = self._parts(None) if parts is None else parts
-        split = len(vectors) < threads and sum(part.segment.entry.postings for part in parts) > SPLIT_POSTINGS
         return search_batch(
             parts,
             vectors,
@@ -246,7 +247,7 @@ class SparseIndex:
             threads,
             self._threads,
             self._scratch,
-            split_parts=split,
+            split_parts=self._is_large and len(vectors) < threads,
             counters=counters,
         )
 
@@ -257,7 +258,7 @@ class SparseIndex:
         if largest is not None and largest.num_documents:
             row = largest.row(largest.num_documents // 2)
         vector = SparseActivations.from_rows([row], max(self.manifest.num_units, 1))
-        for mode in get_args(Mode):
+        for mode in MODES:
             self.search(vector, 10, mode=mode, threads=1)
 
     def _parts(self, condition: Filter | None) -> list[Part]:

@@ -10,6 +10,7 @@ from retrieval.index.calibration import Calibration
 from runtime.errors import UsageError
 
 Mode = Literal["exact", "exhaustive", "approximate"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 DEFAULT_EFFORT = 0.1
 
@@ -54,8 +55,8 @@ def choose_traversal(
     """
     if mode is None:
         mode = "exact" if effort is None and target_recall is None else "approximate"
-    if mode not in get_args(Mode):
-        raise UsageError(f"mode is {mode!r}, but must be one of {', '.join(get_args(Mode))}")
+    if mode not in MODES:
+        raise UsageError(f"mode is {mode!r}, but must be one of {', '.join(MODES)}")
     if mode != "approximate":
         if effort is not None or target_recall is not None:
             given = "effort" if effort is not None else "target_recall"
