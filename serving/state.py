@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from serving.indexes.writing import LocalWriting, Writing
 from serving.metrics import Metrics
 from serving.shards import OpenShards, Sharding, in_this_process
 from serving.streaming import unless_gone
+from serving.worker_threads import WorkerThreads
 
 logger = logging.getLogger("serving")
 
@@ -78,7 +78,7 @@ class ServerState:
         self._sharding = Sharding(
             open_shards or in_this_process(configuration.threads), configuration.limits.shard_timeout_s
         )
-        self._threads = ThreadPoolExecutor(configuration.threads, thread_name_prefix="serving")
+        self._threads = WorkerThreads(configuration.threads, "serving")
         self._in_hand = self._writes_in_hand = 0
 
     @property
@@ -130,7 +130,7 @@ class ServerState:
         """Let running work end, commit what was written, then close the indexes (blocking)."""
         readers, self._readers = self._readers, None
         self.generators.close()
-        self._threads.shutdown()
+        self._threads.close()
         self._close_writers()
         if readers is not None:
             readers.close()
@@ -283,7 +283,7 @@ class ServerState:
             finally:
                 worked.append(time.perf_counter() - started)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+        return await self._threads.run(timed)
 
 
 def milliseconds(name: bytes, seconds: float) -> Header:

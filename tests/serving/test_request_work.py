@@ -75,9 +75,11 @@ def settled(api: Any) -> None:
     """Return when the threads have ended what they were working on."""
     threads = api.api.state.configuration.threads
     together = threading.Barrier(threads)
-    futures = [api.api.state._threads.submit(together.wait, 30) for _ in range(threads)]
-    for future in futures:
-        future.result(30)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(api.api.state._threads.run(lambda: together.wait(30)) for _ in range(threads)))
+
+    asyncio.run(all_of_them())
 
 
 def test_a_request_out_of_time_is_answered_504_and_its_thread_stops(
