@@ -1,4 +1,4 @@
-"""What each choice of the recipe lexpert-mini is worth: short trainings that differ in one setting each.
+"""What each choice of the recipe lexpert-mini-inference-free is worth: short trainings that differ in one setting each.
 
     python bench/encoder_ablations.py BASE SET OUT --held-back PAIRS… [--steps 60] [--experts MOE_BASE]
 
@@ -52,7 +52,7 @@ class Variant:
     options: Mapping[str, Any]
     teachers: tuple[str, ...] | None = None
     base: Path | None = None
-    recipe: str = "lexpert-mini"
+    recipe: str = "lexpert-mini-inference-free"
 
 
 TUNED = "lexpert-mini-tuned"

@@ -13,11 +13,15 @@ that a threshold in standard deviations is one for all terms:
 
 Learned are a correction of each term's row, one linear map of all directions, which generalises to terms that no query
 of the training set has, the biases and the gain.
+
+Queries may be expanded, too (`retrieval.training.query_expansion`): some terms are given to directions of the dense
+vectors, which are fixed like the model, so that what a text has of them is computed once as well. The rest then learns
+what they do not find.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +31,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrieval.encoders import sentence_transformers_folder as st_folder
+from retrieval.encoders.expanded_queries import sum_of
 from retrieval.encoders.expansion import TermExpansion
 from retrieval.encoders.fingerprint import fingerprint, model_files
 from retrieval.encoders.masked_language_model import MaskedLanguageModel, TermWeighting
 from retrieval.encoders.splade import SpladeOptions, SpladeSide
 from retrieval.encoders.token_inputs import Tokens, tokenize
 from retrieval.encoders.vocabulary_head import Activation
-from retrieval.training.recipe import ExpansionSettings
+from retrieval.training.query_expansion import (
+    directions_in_terms,
+    free_terms,
+    principal_directions,
+    with_directions,
+)
+from retrieval.training.recipe import ExpansionSettings, QueryExpansionSettings
 from retrieval.training.row_cache import CacheUse, DenseRows, RowCache, text_keys
 from retrieval.training.save_tokenizer import save_tokenizer
 from retrieval.training.term_vectors import term_vectors
@@ -43,6 +54,9 @@ from runtime.progress import Advance
 
 MEASURED = 8192
 """Texts that means and deviations of similarities are taken over."""
+
+LIT_AT_ONCE = 512
+"""Texts whose weights of all terms are in memory together."""
 
 SHARED_STEP = 1 / 8
 """Of the map that all terms share: an entry of it moves every term, so it goes so much slower than a row's."""
@@ -92,10 +106,11 @@ class ExpandedTerms(nn.Module):
         cache: folder of all that models made of texts.
         device: of torch.
         advance: called with the number of texts that are encoded.
+        queries: that `query_meanings` will be asked for, where the settings expand them.
 
     Raises:
         FormatError: the folder holds no masked language model, or one without a transformer apart from its head.
-        UsageError: there is no text.
+        UsageError: there is no text, or queries are expanded and no two terms of the vocabulary are free.
     """
 
     def __init__(
@@ -108,6 +123,7 @@ class ExpandedTerms(nn.Module):
         cache: Path,
         device: torch.device,
         advance: Advance = lambda _: None,
+        queries: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if not texts:
@@ -121,13 +137,25 @@ class ExpandedTerms(nn.Module):
         encoded = EncodedRows(cache, CacheUse(), "expanded terms", weights, activation, str(max_length))
         of_terms = DenseRows(cache, CacheUse(), "vectors of terms", weights)
 
-        def encode(places: NDArray[np.int64], done: Advance) -> Encoded:
-            return frozen.encode_with_pooled([texts[place] for place in places], weighting, done)
+        def encode_of(given: Sequence[str]) -> Callable[[NDArray[np.int64], Advance], Encoded]:
+            def encode(places: NDArray[np.int64], done: Advance) -> Encoded:
+                return frozen.encode_with_pooled([given[place] for place in places], weighting, done)
+
+            return encode
 
         def encode_terms(places: NDArray[np.int64], _done: Advance) -> NDArray[np.float32]:
             return term_vectors(frozen.model, self.tokenizer, torch.from_numpy(places)).numpy()
 
-        self._terms, vectors = encoded.rows(text_keys(texts), encode, advance)
+        self._terms, vectors = encoded.rows(text_keys(texts), encode_of(texts), advance)
+        self.directions: TermExpansion | None = None
+        learned = torch.ones(self.num_terms, device=device)
+        if (expanding := settings.queries) is not None:
+            self.directions = self._found_directions(expanding, texts, vectors)
+            self._terms = sum_of(self._terms, _lit(self.directions, vectors, 1 / expanding.gain))
+            learned[self.fixed_terms] = 0.0
+            _, of_queries = encoded.rows(text_keys(queries), encode_of(queries), advance)
+            self._meanings = _lit(self.directions, of_queries, 1.0)
+        self._learned = learned
         numbers = text_keys([str(term) for term in range(self.num_terms)])
         directions = torch.from_numpy(of_terms.rows(numbers, encode_terms)).to(device)
         # Two texts that are cut to the same tokens are one.
@@ -180,7 +208,7 @@ class ExpandedTerms(nn.Module):
     def _expanded(self, vectors: Tensor, terms: Tensor | None) -> Tensor:
         weight, bias = self._weight(terms), self.bias if terms is None else self.bias[terms]
         found: Tensor = torch.addmm(bias, vectors - self._centre, weight.t()).relu() * self.log_gain.exp()
-        return found
+        return found * (self._learned if terms is None else self._learned[terms])
 
     def _weight(self, terms: Tensor | None) -> Tensor:
         directions = self._directions if terms is None else self._directions[terms]
@@ -188,11 +216,37 @@ class ExpandedTerms(nn.Module):
         found: Tensor = directions + directions @ self.shared * SHARED_STEP + rows
         return found
 
+    @property
+    def fixed_terms(self) -> Tensor | None:
+        """int64 ``[n]``, the terms that stand for directions; None where queries are not expanded."""
+        if self.directions is None or self.directions.of_queries is None:
+            return None
+        return self.directions.of_queries.terms
+
+    @property
+    def query_meanings(self) -> SparseActivations:
+        """What the directions give the queries that were given at first, in their order."""
+        return self._meanings
+
+    def _found_directions(
+        self, settings: QueryExpansionSettings, texts: Sequence[str], vectors: NDArray[np.float32]
+    ) -> TermExpansion:
+        free = free_terms(self.tokenizer, texts, self.num_terms, self._terms.units)
+        centre, rows, _ = principal_directions(vectors[:: max(1, len(texts) // MEASURED)], len(free) // 2)
+        if not len(rows):
+            raise UsageError(
+                f"the vocabulary of {self._folder} has no two terms that are in no text, which expanding queries needs"
+            )
+        return directions_in_terms(
+            free, settings.scale * rows, centre, self.num_terms, settings.gain, settings.limit
+        )
+
     def expansion(self) -> TermExpansion:
-        """What was learned, of dense vectors as they are and with the gain in it."""
+        """What was learned, of dense vectors as they are and with the gain in it, and what was fixed."""
         with torch.no_grad():
             weight, gain = self._weight(None), self.log_gain.exp()
-            return TermExpansion((weight * gain).cpu(), ((self.bias - weight @ self._centre) * gain).cpu())
+            found = TermExpansion((weight * gain).cpu(), ((self.bias - weight @ self._centre) * gain).cpu())
+        return found if self.directions is None else with_directions(found, self.directions)
 
     def save(self, transformer: Path, pooling: Path, max_length: int) -> None:
         """Write the model's files and settings, without the expansion."""
@@ -201,6 +255,16 @@ class ExpandedTerms(nn.Module):
         save_tokenizer(
             self.tokenizer, transformer
         )  # as that of queries is written, so that one can do for both
+
+
+def _lit(directions: TermExpansion, vectors: NDArray[np.float32], factor: float) -> SparseActivations:
+    """What directions give texts as queries, times `factor`; texts without a token of their own have nothing."""
+    parts = []
+    for start in range(0, max(len(vectors), 1), LIT_AT_ONCE):
+        some = vectors[start : start + LIT_AT_ONCE]
+        found = directions.query_terms(torch.from_numpy(some)).numpy() * np.float32(factor)
+        parts.append(SparseActivations.from_dense(found * some.any(axis=1, keepdims=True)))
+    return SparseActivations.concat(parts)
 
 
 def _key(ids: Sequence[int]) -> bytes:

@@ -90,7 +90,7 @@ def expand_queries(
     if not isinstance(whole, InferenceFreeEncoder) or whole.documents.route.expansion is None:
         raise UsageError(
             f"{encoder} is no inference-free encoder with a term expansion; train one with a recipe that has an "
-            "expansion, such as lexpert-mini"
+            "expansion, such as lexpert-mini-inference-free"
         )
     chosen = measured(texts)
     if len(chosen) < 2:
@@ -107,7 +107,8 @@ def expand_queries(
             f"the vocabulary of {encoder} has no two terms that are in no text, which this needs"
         )
     assert documents.model.expansion is not None
-    expansion = with_directions(documents.model.expansion, free, scale * directions, centre, gain, limit)
+    found = directions_in_terms(free, scale * directions, centre, len(whole.vocabulary), gain, limit)
+    expansion = with_directions(documents.model.expansion, found)
     with new_folder(out) as partial:
         whole.save(partial)
         module = st_folder.read_folder(partial).documents.expansion
@@ -167,18 +168,34 @@ def principal_directions(
     return centre.astype(np.float32), (directions * np.sign(largest)).astype(np.float32), float(kept)
 
 
-def with_directions(
-    expansion: TermExpansion,
+def directions_in_terms(
     free: NDArray[np.int64],
     rows: NDArray[np.float32],
     centre: NDArray[np.float32],
+    num_terms: int,
     gain: float,
     limit: int,
 ) -> TermExpansion:
-    """`expansion` with two of the terms `free` for each of `rows`, float32 ``[directions, width]``, one for either
-    sign, and queries expanded by them."""
+    """An expansion by directions alone, and queries expanded by it.
+
+    Args:
+        free: int64 ``[n]``; two of these terms are given to each direction, one for either sign.
+        rows: float32 ``[directions, width]``, times the scale.
+        centre: float32 ``[width]``.
+    """
     both = torch.from_numpy(np.stack([rows, -rows], 1).reshape(-1, rows.shape[1]))
     terms = torch.from_numpy(free[: len(both)])
-    weight = expansion.weight.index_copy(0, terms, both)
-    bias = expansion.bias.index_copy(0, terms, -(both @ torch.from_numpy(centre)))
+    weight = torch.zeros(num_terms, rows.shape[1]).index_copy(0, terms, both)
+    bias = torch.zeros(num_terms).index_copy(0, terms, -(both @ torch.from_numpy(centre)))
     return TermExpansion(weight, bias, QueryExpansion(terms, gain, limit))
+
+
+def with_directions(expansion: TermExpansion, directions: TermExpansion) -> TermExpansion:
+    """`expansion` with the rows of `directions` in place of its own, and queries expanded as those say."""
+    assert directions.of_queries is not None
+    terms = directions.of_queries.terms
+    return TermExpansion(
+        expansion.weight.index_copy(0, terms, directions.weight[terms]),
+        expansion.bias.index_copy(0, terms, directions.bias[terms]),
+        directions.of_queries,
+    )

@@ -121,16 +121,28 @@ class Routers(_Part):
     z: Strength = 0.001
 
 
+class QueryExpansionSettings(_Part):
+    """Queries that are expanded by directions of the dense vectors; see `retrieval.training.query_expansion`, where
+    `scale`, `gain` and `limit` are explained. In training, passages keep as many of these terms as queries."""
+
+    scale: Scale = 20.0
+    gain: Scale = 0.4
+    limit: Annotated[int, Field(ge=1)] = 64
+
+
 class ExpansionSettings(_Part):
     """A term expansion that is learned beside a model that stays as it is; see `retrieval.training.expanded_terms`.
 
     Attributes:
         threshold: standard deviations of a term's similarity with texts at which it starts to be lit.
         gain: what the expansion is multiplied by at first.
+        queries: None leaves queries to their table; with settings they are expanded from the first step on, so that
+            words learn what the directions do not find.
     """
 
     threshold: Annotated[float, Field(allow_inf_nan=False)] = 2.0
     gain: Scale = 0.3
+    queries: QueryExpansionSettings | None = None
 
 
 class Recipe(_Part):
@@ -177,6 +189,13 @@ class Recipe(_Part):
     patience: Positive | None = None
     keep: Positive = 2
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @property
+    def encoder_family(self) -> str:
+        """The family of the encoders that it makes."""
+        if self.expansion is not None and self.expansion.queries is not None:
+            return "expanded_queries"
+        return "inference_free" if self.queries == "table" else self.family
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

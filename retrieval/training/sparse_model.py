@@ -25,6 +25,7 @@ from retrieval.encoders.vocabulary_head import Activation
 from retrieval.training.expanded_terms import ExpandedTerms
 from retrieval.training.save_tokenizer import save_tokenizer
 from retrieval.training.training_head import max_pooled_terms
+from runtime.activations import SparseActivations
 from runtime.errors import UsageError
 
 CPU_TOKENS, DEVICE_TOKENS = 2048, 65536
@@ -160,11 +161,12 @@ class QueryWeights(nn.Module):
         tokenizer: of the passages' model; special tokens are left out.
         weights: float32 ``[terms]`` at first.
         learned: whether they are trained.
+        counted: whether repeated tokens weigh more, as `QueryTable.encode` has it.
     """
 
-    def __init__(self, tokenizer: Any, weights: Tensor, learned: bool) -> None:
+    def __init__(self, tokenizer: Any, weights: Tensor, learned: bool, counted: bool = False) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self._counted = tokenizer, counted
         self.weight = nn.Parameter(weights, requires_grad=learned)
 
     def tokens_of(self, texts: Sequence[str], max_length: int) -> Tokens:
@@ -178,9 +180,10 @@ class QueryWeights(nn.Module):
         """float32 ``[rows, terms]``."""
         rows = tokens["input_ids"]
         lit = torch.zeros(len(rows), len(self.weight))
-        at = [(row, unit) for row, ids in enumerate(rows) for unit in set(ids) if unit < len(self.weight)]
+        at = [(row, unit) for row, ids in enumerate(rows) for unit in ids if unit < len(self.weight)]
         if at:
-            lit[tuple(torch.tensor(at).t())] = 1.0
+            lit.index_put_(tuple(torch.tensor(at).t()), torch.ones(len(at)), accumulate=True)
+        lit = torch.where(lit > 0, 1 + lit.log(), 0.0) if self._counted else lit.clamp(max=1.0)
         return lit.to(self.weight.device) * self.weight.relu()
 
     def save(self, folder: Path) -> None:
@@ -192,6 +195,37 @@ class QueryWeights(nn.Module):
             {"weight": self.weight.detach().relu().float().cpu().contiguous()}, folder / st_folder.WEIGHTS
         )
         (folder / "config.json").write_text('{"frozen": false}\n', "utf-8")
+
+
+class ExpandedQueries(QueryWeights):
+    """Queries of a training set by a table and by what directions of the dense vectors give them, which is fixed.
+
+    Args:
+        tokenizer, weights, learned: of `QueryWeights`.
+        texts: all that will be asked for. Two that are cut to the same tokens are one.
+        max_length: tokens of a query.
+        meanings: what the directions give the texts.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        weights: Tensor,
+        learned: bool,
+        texts: Sequence[str],
+        max_length: int,
+        meanings: SparseActivations,
+    ) -> None:
+        super().__init__(tokenizer, weights, learned, counted=True)
+        self._rows = {
+            tuple(ids): row for row, ids in enumerate(self.tokens_of(texts, max_length)["input_ids"])
+        }
+        self._meanings = meanings
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        rows = np.array([self._rows[tuple(ids)] for ids in tokens["input_ids"]], np.int64)
+        found = super().forward(tokens)
+        return found + torch.from_numpy(np.asarray(self._meanings[rows].to_dense())).to(found.device)
 
 
 class SparseModel(nn.Module):
@@ -217,6 +251,11 @@ class SparseModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.passages.device
+
+    @property
+    def fixed_terms(self) -> Tensor | None:
+        """int64 ``[n]``, terms that queries may have whatever their tokens; None where there are none."""
+        return self.passages.fixed_terms if isinstance(self.passages, ExpandedTerms) else None
 
     def tokenize_queries(self, texts: Sequence[str]) -> Tokens:
         model = self.queries or self.passages
@@ -252,7 +291,8 @@ class SparseModel(nn.Module):
                 routes["document"].append("document_2_TermExpansion")
                 self.passages.expansion().save(folder / routes["document"][-1])
             if isinstance(self.queries, QueryWeights):
-                routes["query"], family = ["query_0_SparseStaticEmbedding"], "inference_free"
+                family = "expanded_queries" if isinstance(self.queries, ExpandedQueries) else "inference_free"
+                routes["query"] = ["query_0_SparseStaticEmbedding"]
                 self.queries.save(folder / routes["query"][0])
             else:
                 routes["query"], family = ["query_0_MLMTransformer", "query_1_SpladePooling"], "splade"

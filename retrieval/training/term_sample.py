@@ -24,8 +24,8 @@ class TermSample:
 
     Attributes:
         terms: int64 ``[n]``, ascending.
-        counts: float32 ``[all terms]``, how many terms each stands for: 1 for those of the texts, 0 for those that are
-            not computed. They add up to the number of terms.
+        counts: float32 ``[all terms]``, how many terms each stands for: 1 for those of the texts and the fixed ones, 0
+            for those that are not computed. They add up to the number of terms.
     """
 
     terms: Tensor
@@ -33,10 +33,22 @@ class TermSample:
 
 
 def sample_terms(
-    texts: Sequence[Tokens], num_terms: int, drawn: int, seed: Sequence[int], device: torch.device
+    texts: Sequence[Tokens],
+    num_terms: int,
+    drawn: int,
+    seed: Sequence[int],
+    device: torch.device,
+    fixed: Tensor | None = None,
 ) -> TermSample:
-    """The terms of `texts`, and `drawn` of the others, without repetition; all of them, if there are no more."""
+    """The terms of `texts` and the `fixed` ones, and `drawn` of the others, without repetition; all of them, if there
+    are no more.
+
+    Args:
+        fixed: int64 ``[n]``, terms that queries may have whatever their tokens.
+    """
     own = np.zeros(num_terms, bool)
+    if fixed is not None:
+        own[fixed.cpu().numpy()] = True
     for tokens in texts:
         for ids in tokens["input_ids"]:
             own[[unit for unit in ids if unit < num_terms]] = True

@@ -254,7 +254,8 @@ class EncoderTrainer(transformers.Trainer):
         if drawn is None:
             return None
         seed = [self._recipe.seed, 2, number]
-        return sample_terms(texts, self._model.passages.num_terms, drawn, seed, self._model.device)
+        model = self._model
+        return sample_terms(texts, model.passages.num_terms, drawn, seed, model.device, model.fixed_terms)
 
     def _encode(self, encode: Callable[[Tokens], Tensor], tokens: Tokens) -> Tensor:
         with self._autocast():

@@ -203,7 +203,7 @@ def _run(
         base=str(base),
         out=str(run.out),
         recipe=recipe.name,
-        family="inference_free" if recipe.queries == "table" else recipe.family,
+        family=recipe.encoder_family,
         queries=len(data.queries),
         passages=len(data.passages),
         parameters=parameters,
@@ -325,6 +325,7 @@ def _new_model(
 
     from retrieval.encoders.sentence_transformers_folder import TableRoute
     from retrieval.training.sparse_model import (
+        ExpandedQueries,
         QueryWeights,
         SparseModel,
         TermModel,
@@ -363,7 +364,19 @@ def _new_model(
             idf = rare.clamp(min=recipe.idf_floor)
             table = _table(base.queries, passages.num_terms) if isinstance(base.queries, TableRoute) else None
             learned = recipe.optimiser.table_learning_rate is not None
-            queries = QueryWeights(passages.tokenizer, rare if table is None else table.to(device), learned)
+            weights = rare if table is None else table.to(device)
+            queries = (
+                ExpandedQueries(
+                    passages.tokenizer,
+                    weights,
+                    learned,
+                    data.queries,
+                    batch.max_query_length,
+                    passages.query_meanings,
+                )
+                if recipe.expansion is not None and recipe.expansion.queries is not None
+                else QueryWeights(passages.tokenizer, weights, learned)
+            )
         if recipe.frozen_layers is not None:
             for side in (passages, queries):
                 if isinstance(side, TermModel):
@@ -393,7 +406,8 @@ def _expanded(
 
     if not processes.leads:
         processes.wait()
-    with processes.progress("encoding passages", len(data.passages), "passages") as advance:
+    queries = data.queries if settings.queries is not None else []
+    with processes.progress("encoding texts", len(data.passages) + len(queries), "texts") as advance:
         found = ExpandedTerms(
             folder,
             settings,
@@ -403,6 +417,7 @@ def _expanded(
             cache,
             torch.device(processes.device),
             advance,
+            queries,
         )
     if processes.leads:
         processes.wait()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from retrieval.training.recipe import Recipe
 from retrieval.training.teachers.vectors import DenseTeacher
 from retrieval.training.training_set import TrainingSet
+from tests.retrieval.conftest import PIECES, TOKENS
 from tests.retrieval.training.forks import Forks
 
 
@@ -20,6 +23,22 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     started = Forks(tmp_path_factory.mktemp("forks"))
     yield started
     started.close()
+
+
+UNUSED = [TOKENS.index(piece) for piece in PIECES if piece not in ("a", "##s")]
+"""Tokens that no text of the training set has."""
+
+
+def dark(model: Path, folder: Path, terms: list[int]) -> Path:
+    """A copy of a model whose head lights up none of `terms`, and all others in any text."""
+    shutil.copytree(model, folder)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["cls.predictions.bias"] += 30.0
+    weights["cls.predictions.bias"][terms] = -1000.0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 WORDS = ["the", "how", "do", "and", "of", "to", "in", "vaccines", "work", "virus", "immune", "system", "cell"]

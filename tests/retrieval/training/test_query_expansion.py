@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ pytest.importorskip("transformers")
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from retrieval.encoders.bm25 import Bm25Encoder
 from retrieval.encoders.encoder import SparseEncoder
@@ -30,6 +29,7 @@ from retrieval.encoders.shrink import shrink
 from retrieval.encoders.splade import SpladeOptions, SpladeSide
 from retrieval.training import query_expansion
 from retrieval.training.query_expansion import (
+    directions_in_terms,
     expand_queries,
     free_terms,
     principal_directions,
@@ -37,28 +37,17 @@ from retrieval.training.query_expansion import (
 )
 from retrieval.training.training_set import TrainingSet
 from runtime.errors import ConflictError, NotFoundError, UsageError
-from tests.retrieval.conftest import PIECES, TOKENS
-from tests.retrieval.training.conftest import WORDS
+from tests.retrieval.conftest import TOKENS
+from tests.retrieval.training.conftest import UNUSED, WORDS, dark
 
 MakeModel = Callable[..., Path]
 
 WIDTH = 16
-UNUSED = [TOKENS.index(piece) for piece in PIECES if piece not in ("a", "##s")]
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def dark(model: Path, folder: Path, terms: list[int]) -> Path:
-    """A copy of a model whose head lights up none of `terms`, and all others in any text."""
-    shutil.copytree(model, folder)
-    weights = load_file(folder / "model.safetensors")
-    weights["cls.predictions.bias"] += 30.0
-    weights["cls.predictions.bias"][terms] = -1000.0
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 def write_encoder(model: Path, folder: Path, *, expanded: bool = True, prompt: str = "") -> Path:
@@ -131,7 +120,7 @@ def test_each_direction_has_two_terms_one_for_either_sign(count: int, num_terms:
     )
     rows, centre = (draw.normal(size=shape).astype(np.float32) for shape in ((count, 4), (4,)))
     free = np.sort(draw.choice(num_terms, 6, replace=False)).astype(np.int64)
-    made = with_directions(before, free, rows, centre, 0.5, 3)
+    made = with_directions(before, directions_in_terms(free, rows, centre, num_terms, 0.5, 3))
     assert made.of_queries is not None
     assert made.of_queries.terms.tolist() == free[: 2 * count].tolist()
     assert (made.of_queries.gain, made.of_queries.limit) == (0.5, 3)
