@@ -190,7 +190,9 @@ def test_each_msmarco_file_may_be_compressed(msmarco: Path, name: str) -> None:
     assert (packed.queries, packed.qrels) == (plain.queries, plain.qrels)
 
 
-PASSAGES = gzip.compress("".join(f"{number}\tpassage {number * 7919}\n" for number in range(500)).encode())
+PASSAGES = gzip.compress(
+    "".join(f"{number}\tpassage {number * 7919}\n" for number in range(500)).encode(), mtime=0
+)
 
 
 @pytest.mark.parametrize(
