@@ -118,11 +118,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("once", [True, False])
 def test_the_demo_ends_after_the_question_in_which_it_is_asked_to(
-    happened: tuple[list[str], During], asked: list[str], once: bool, capsys: pytest.CaptureFixture[str]
+    happened: tuple[list[str], During],
+    asked: list[str],
+    once: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     moments, during = happened
     during("stopping", interrupt(signal.SIGINT, signal.SIGINT))
-    cli.demo(once=once, port=0)
+    cli.demo(once=once, port=0, folder=tmp_path)
     assert asked == list(demo.QUESTIONS[:1])
     assert moments == ["started", "stopping", "stopped"]
     assert "before it could serve" not in capsys.readouterr().err
