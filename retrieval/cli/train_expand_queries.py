@@ -12,11 +12,8 @@ from retrieval.cli.options import Json, print_json
 
 def expand_queries(
     encoder: Annotated[
-        str,
-        typer.Argument(
-            metavar="ENCODER",
-            help="Folder of an inference-free encoder with a term expansion, or lexpert-mini.",
-        ),
+        Path,
+        typer.Argument(metavar="ENCODER", help="Folder of an inference-free encoder with a term expansion."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the encoder to write.")],
     training_set: Annotated[
@@ -41,7 +38,7 @@ def expand_queries(
 
     lexpert train expand-queries run/model expanded --set pairs
 
-    lexpert train expand-queries lexpert-mini expanded --set pairs --gain 0.3 --limit 32
+    lexpert train expand-queries run/model expanded --set pairs --gain 0.3 --limit 32
     """
     from dataclasses import asdict
 
@@ -55,7 +52,7 @@ def expand_queries(
     with progress("encoding", total=len(measured(passages)), unit="texts") as advance:
         found = expand_queries(encoder, out, passages, scale=scale, gain=gain, limit=limit, advance=advance)
     if as_json:
-        print_json({"encoder": encoder, "out": str(out), **asdict(found)})
+        print_json({"encoder": str(encoder), "out": str(out), **asdict(found)})
         return
     typer.echo(
         f"wrote {out}: {found.directions:,} directions with two terms each, which have {found.variance:.1%} of the "

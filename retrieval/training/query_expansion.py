@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.encoders import sentence_transformers_folder as st_folder
-from retrieval.encoders.catalogue import ENCODER_FILE, PACKAGED
+from retrieval.encoders.catalogue import ENCODER_FILE
 from retrieval.encoders.encoder import Advance, SparseEncoder
 from retrieval.encoders.expanded_queries import ExpandedQueriesEncoder
 from retrieval.encoders.expansion import QueryExpansion, TermExpansion
@@ -53,7 +53,7 @@ class FoundDirections:
 
 
 def expand_queries(
-    encoder: str | Path,
+    encoder: Path,
     out: Path,
     texts: Sequence[str],
     *,
@@ -65,7 +65,7 @@ def expand_queries(
     """Write an encoder whose queries are expanded.
 
     Args:
-        encoder: folder, or packaged name, of an inference-free encoder with a term expansion.
+        encoder: folder of an inference-free encoder with a term expansion.
         out: a new folder.
         texts: as of the documents to come; those that are encoded are `measured`.
         scale: of the weights of documents. The larger, the more of a document's terms are of this kind where their
@@ -84,7 +84,7 @@ def expand_queries(
         if not 0 < value < float("inf"):
             raise UsageError(f"the {name} of an expansion of queries must be above 0, not {value}")
     require_new(out)
-    if str(encoder) not in PACKAGED and not Path(encoder).is_dir():
+    if not encoder.is_dir():
         raise NotFoundError(f"there is no encoder folder {encoder}")
     whole = SparseEncoder.load(encoder, dtype="float32")
     if not isinstance(whole, InferenceFreeEncoder) or whole.documents.route.expansion is None:

@@ -235,7 +235,7 @@ def test_what_cannot_be_expanded_is_told_and_leaves_nothing(
     for setting in wrong:
         with pytest.raises(UsageError, match=f"the {next(iter(setting))} of an expansion of queries must be"):
             expand_queries(encoder, out, passages, **setting)
-    for missing in ("bm25", tmp_path / "none"):
+    for missing in (Path("bm25"), tmp_path / "none"):
         with pytest.raises(NotFoundError, match="there is no encoder folder"):
             expand_queries(missing, out, passages)
     assert not list(tmp_path.glob("out*"))
